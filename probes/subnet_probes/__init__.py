@@ -1,0 +1,1 @@
+"""What representations encode, per language, layer and subnetwork."""
