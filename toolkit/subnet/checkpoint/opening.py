@@ -1,0 +1,235 @@
+"""Opening a checkpoint directory: which runs it holds, and which analyses they carry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from subnet._tables import MAIN_RUN
+from subnet.checkpoint.directory import Capability, Checkpoint
+from subnet.checkpoint.inventory import (
+    Findings,
+    Root,
+    Skipped,
+    children,
+    follows,
+    has_weights,
+)
+from subnet.checkpoint.records import check_stages, describe_metrics, merge_rows
+from subnet.checkpoint.settings import CheckpointSettings, read_settings
+from subnet.checkpoint.survey import survey
+from subnet.checkpoint.tensors import has_model
+from subnet.errors import InputError, MissingInputError
+from subnet.language import LanguageIndex
+
+#: Kinds of which each belongs to one run.
+_OF_A_RUN = ("adapter", "weights", "mask", "stage")
+#: Languages below which a relation between overlap and forgetting cannot be tested.
+LANGUAGES_FOR_RELATION = 5
+
+
+def open_checkpoint(
+    path: str | Path | Sequence[str | Path], *, name: str | None = None
+) -> Checkpoint:
+    """Take the inventory of a directory that training left behind.
+
+    Reads names, settings, score tables and headers; loads no tensor.
+
+    Args:
+        path: A checkpoint directory, or several that are runs of one experiment. Understood are
+            the documented layout, a Trainer output folder, a folder of PEFT adapters, a PEFT
+            folder that holds several, and output of lm-evaluation-harness beside them.
+        name: What to call it; the directory's own name otherwise.
+
+    Raises:
+        MissingInputError: There is no such directory, or nothing in it is recognised.
+        InputError: Something in it is damaged or contradicts itself; the file is named.
+
+    Example:
+        >>> checkpoint = open_checkpoint("checkpoint/")  # doctest: +SKIP
+        >>> [language.label for language in checkpoint.languages]  # doctest: +SKIP
+        ['de', 'fr', 'sw']
+    """
+    paths = [Path(path)] if isinstance(path, str | Path) else [Path(p) for p in path]
+    if not paths:
+        raise InputError("no directory was given")
+    for directory in paths:
+        _check_directory(directory)
+    paths = [directory.resolve() for directory in paths]
+    roots = _find_roots(paths)
+    index = LanguageIndex({k: v for root in roots for k, v in root.settings.tags.items()})
+    findings = Findings(index)
+    for root in roots:
+        survey(root, findings)
+    if not any(entry.kind != "settings" for entry in findings.entries):
+        _refuse_nothing(paths[0], findings.skipped)
+    rows, shadowed = merge_rows(findings.batches)
+    findings.records.rows = rows
+    for source, other in sorted(shadowed.items()):
+        findings.skip(source, f"some of its scores stand in {other.name} too, which counts")
+    check_stages(rows, findings.stages)
+    describe_metrics(
+        findings.records, {k: v for r in reversed(roots) for k, v in r.settings.scores.items()}
+    )
+    _note_gaps(findings)
+    runs = {entry.run for entry in findings.entries if entry.kind in _OF_A_RUN}
+    runs |= {row.run for row in rows}
+    _share_order(findings, runs)
+    return Checkpoint(
+        path=paths[0],
+        name=name or "+".join(directory.name for directory in paths),
+        runs=tuple(sorted(runs, key=lambda run: (run != MAIN_RUN, run))) or (MAIN_RUN,),
+        languages=tuple(sorted(index, key=lambda language: language.label)),
+        entries=tuple(findings.entries),
+        skipped=tuple(findings.skipped),
+        capabilities=_capabilities(findings),
+        settings=roots[0].settings,
+        _roots=tuple(roots),
+        _records=findings.records,
+        _index=index,
+    )
+
+
+def _share_order(findings: Findings, runs: set[str]) -> None:
+    """A run that only a column of the directory's table names has the directory's order."""
+    trained = findings.records.trained
+    own = {run for run, _ in trained}
+    shared = {stage: label for (run, stage), label in trained.items() if run == MAIN_RUN}
+    for run in runs - own:
+        trained.update({(run, stage): label for stage, label in shared.items()})
+
+
+def _check_directory(path: Path) -> None:
+    if not path.exists():
+        raise MissingInputError("there is no such directory", path=path)
+    if not path.is_dir():
+        raise InputError(
+            "is a file",
+            path=path,
+            expected="the directory that training wrote",
+            fix=f"try {path.parent}",
+        )
+
+
+def _refuse_nothing(path: Path, skipped: Sequence[Skipped]) -> None:
+    if skipped:
+        first = skipped[0]
+        found = f"holds nothing that an analysis can use ({first.path.name}: {first.reason})"
+        raise MissingInputError(found, path=path, fix=first.fix)
+    empty = not any(path.iterdir())
+    raise MissingInputError(
+        "is empty" if empty else "holds nothing that is recognised",
+        path=path,
+        expected="adapters/<language>/, stages/<number>-<language>/, masks/ or scores.csv",
+    )
+
+
+def _find_roots(paths: Sequence[Path]) -> list[Root]:
+    """One root per run: each directory given, and each of its `runs/<name>/`."""
+    names = _run_names(paths)
+    roots: list[Root] = []
+    for path, run in zip(paths, names, strict=True):
+        root = _root(path, run, None)
+        roots.append(root)
+        folder = path / "runs"
+        for inner in children(folder) if folder.is_dir() else []:
+            inner_run = inner.name if len(paths) == 1 else f"{run}/{inner.name}"
+            roots.append(_root(inner, inner_run, root))
+    if len({root.run for root in roots}) < len(roots):
+        raise InputError(
+            f"has a run named {MAIN_RUN!r}, as the directory itself is called",
+            path=paths[0] / "runs",
+            fix="rename it",
+        )
+    return roots
+
+
+def _run_names(paths: Sequence[Path]) -> list[str]:
+    """Names that tell the directories apart: their own, or with their parents'."""
+    if len(paths) == 1:
+        return [MAIN_RUN]
+    for depth in (1, 2, 3):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise InputError("the same directory was given twice", path=paths[0], fix="give each run once")
+
+
+def _root(path: Path, run: str, parent: Root | None) -> Root:
+    settings = read_settings(path)
+    if parent is not None:
+        stated = settings.model_dump(exclude_unset=True)
+        settings = _inherit(parent.settings, stated)
+    base = path / "base"
+    if settings.base is not None and (parent is None or (path / settings.base).is_dir()):
+        base = path / settings.base
+        if not base.is_dir():
+            raise MissingInputError(
+                f"the base {settings.base!r} is not there", path=path / "subnet.toml"
+            )
+    if not base.is_dir():
+        start = next(iter(sorted((path / "stages").glob("0*[-_]*"))), None)
+        whole = start is not None and int("0" + start.name[: start.name.find("-")]) == 0
+        if start is not None and whole and has_model(start):
+            return Root(path, run, settings, start)
+        return Root(path, run, settings, None if parent is None else parent.base)
+    return Root(path, run, settings, base)
+
+
+def _inherit(parent: CheckpointSettings, stated: dict[str, Any]) -> CheckpointSettings:
+    """Settings of a run inside another directory: its own, and the directory's for the rest."""
+    return CheckpointSettings.model_validate({**parent.model_dump(exclude_unset=True), **stated})
+
+
+def _note_gaps(findings: Findings) -> None:
+    """Say which stages' changes are unknown because the stage before has no weights."""
+    for run in sorted(findings.stages):
+        weights = {
+            entry.stage: entry.path
+            for entry in findings.entries
+            if entry.kind == "stage" and entry.run == run and has_weights(entry.path)
+        }
+        for number, path in sorted(weights.items(), key=lambda item: item[0] or 0):
+            if number and not follows(number, weights):
+                findings.skip(
+                    path,
+                    f"what stage {number} changed is unknown: stage {number - 1} has no weights",
+                    f"keep the weights of stage {number - 1}",
+                )
+
+
+def _capabilities(findings: Findings) -> tuple[Capability, ...]:
+    entries = findings.entries
+    changed = {
+        e.language for e in entries if e.kind in ("adapter", "weights", "mask") and e.language
+    }
+    stepped = {
+        e.language for e in entries if e.kind == "stage" and e.language and has_weights(e.path)
+    }
+    shared = max(changed, stepped, key=len)
+    stages = {(row.run, row.stage) for row in findings.records.rows}
+    per_run = max((sum(run == r for r, _ in stages) for run, _ in stages), default=0)
+
+    overlap = [] if len(shared) >= 2 else ["adapters/<language>/ for at least two languages"]
+    forgetting = [] if per_run >= 2 else ["scores.csv with at least two stages"]
+    trained = set(findings.records.trained.values())
+    relation, few = [*overlap, *forgetting], ""
+    if not trained and not forgetting:
+        relation.append(
+            "which stage trained which language: a column trained_language in scores.csv, order in "
+            "subnet.toml, or folders stages/<number>-<language>/"
+        )
+    both = {language.label for language in shared} & trained
+    if not relation and len(both) < LANGUAGES_FOR_RELATION:
+        # Possible all the same: the relation itself says that it is not testable.
+        few = f"for a test at least {LANGUAGES_FOR_RELATION} languages, here {len(both)}"
+    wanted = {
+        "overlap": overlap,
+        "forgetting": forgetting,
+        "relation": relation,
+    }
+    return tuple(
+        Capability(name, not files, (few,) if few and name == "relation" else tuple(files))
+        for name, files in wanted.items()
+    )

@@ -1,0 +1,172 @@
+"""Recognising scores, per-item results, examples and the table of languages."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from subnet import _files
+from subnet.checkpoint import lm_eval, score_tables, trainer_logs
+from subnet.checkpoint.inventory import Entry, Findings, Root
+from subnet.checkpoint.records import ItemFile, ScoreRow
+from subnet.checkpoint.settings import SETTINGS_FILE
+from subnet.errors import FileFormatError
+
+
+def survey_language_table(root: Root, findings: Findings) -> None:
+    """What the user says of the languages."""
+    path = root.path / "languages.csv"
+    if not path.is_file():
+        return
+    labels = [cells.get("language", "") for _, cells in _files.read_csv_rows(path)]
+    if not all(labels):
+        raise FileFormatError("has no column 'language', or an empty one", path=path)
+    findings.index.add_distinct(labels, path=path)
+    text = f"table of {len(labels)} languages"
+    findings.entries.append(Entry("languages_table", path, root.run, recognised_as=text))
+
+
+def survey_tables(root: Root, findings: Findings) -> None:
+    """Long and square score tables and tables of items: the documented names, then any CSV."""
+    tables = [p for p in sorted(root.path.iterdir()) if p.suffix in (".csv", ".tsv")]
+    for path in sorted(tables, key=lambda p: p.stem != "scores"):
+        if path.stem == "languages":
+            continue
+        header = _header(path)
+        if "item" in header:
+            item = ItemFile(path, root.run)
+            findings.records.items.append(item)
+            findings.entries.append(
+                Entry("items", path, root.run, recognised_as="per-item results")
+            )
+        elif score_tables.is_square(header, findings.index):
+            metric = score_tables.metric_of(path, root.settings.scores)
+            rows = score_tables.read_square(
+                path, root.run, findings.index, findings.records, metric=metric
+            )
+            _enter_scores(path, f"square table of {metric}", rows, root, findings)
+        elif path.stem == "scores" or score_tables.is_long(header):
+            rows = score_tables.read_long(path, root.run, findings.index, findings.records)
+            _enter_scores(path, "score table", rows, root, findings)
+        else:
+            findings.skip(
+                path,
+                f"has the columns {', '.join(header) or 'of an empty file'}",
+                "scores want stage,language,metric,value or one column per language",
+            )
+
+
+def _enter_scores(
+    path: Path, what: str, rows: list[ScoreRow], root: Root, findings: Findings
+) -> None:
+    findings.batches.append(rows)
+    languages = {row.language for row in rows}
+    stages = {(row.run, row.stage) for row in rows}
+    text = f"{what} ({len(languages)} languages, {len(stages)} stages)"
+    findings.entries.append(Entry("scores", path, root.run, recognised_as=text))
+
+
+def _header(path: Path) -> list[str]:
+    with _files.open_text(path) as file:
+        rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        try:
+            return [name.strip() for name in next(rows, [])]
+        except csv.Error as error:
+            raise FileFormatError(f"is no table ({error})", path=path) from error
+
+
+def survey_evaluations(root: Root, findings: Findings) -> None:
+    """Output of lm-evaluation-harness, wherever it lies; the newest of each stage counts."""
+    stages = {path.name: number for number, path in findings.stages.get(root.run, {}).items()}
+    if root.base is not None:
+        stages.setdefault(root.base.name, 0)
+    newest: dict[int, lm_eval.Evaluation] = {}
+    for path in _results_files(root.path):
+        try:
+            evaluation = lm_eval.read_evaluation(path)
+        except FileFormatError as error:
+            findings.skip(path, error.found)
+            continue
+        stage = lm_eval.stage_of(evaluation, stages, root.path)
+        if stage is None:
+            findings.skip(
+                path,
+                "evaluates a model that is no stage of this directory",
+                "put it into the folder of its stage, stages/<number>-<language>/",
+            )
+            continue
+        older = newest.get(stage)
+        if older is not None:
+            evaluation, older = sorted((evaluation, older), key=lambda e: e.time, reverse=True)
+            findings.skip(
+                older.path, f"stage {stage} has a newer evaluation, {evaluation.path.name}"
+            )
+        newest[stage] = evaluation
+    lm_eval.check_comparable(newest)
+    for stage, evaluation in sorted(newest.items()):
+        rows, unnamed = lm_eval.read_rows(
+            evaluation, root.run, stage, findings.index, findings.records
+        )
+        if unnamed:
+            findings.skip(
+                evaluation.path,
+                f"names of tasks that say no language: {', '.join(unnamed)}",
+                f'say it in {SETTINGS_FILE}: [languages."{unnamed[0]}"] tag = "…"',
+            )
+        if rows:
+            _enter_scores(
+                evaluation.path, f"lm-evaluation-harness, stage {stage}", rows, root, findings
+            )
+
+
+def _results_files(root: Path, depth: int = 4) -> Iterator[Path]:
+    for path in sorted(root.iterdir()):
+        if path.is_dir() and depth and not path.name.startswith(".") and path.name != "runs":
+            yield from _results_files(path, depth - 1)
+        elif path.name.startswith("results_") and path.suffix == ".json":
+            yield path
+
+
+def survey_trainer_logs(root: Root, findings: Findings) -> None:
+    """Scores that Trainer logged, of each stage or of the whole run."""
+    folder = root.path / "stages"
+    if folder.is_dir():
+        for stage, path in sorted(findings.stages.get(root.run, {}).items()):
+            state = trainer_logs.find_state(path)
+            if state is not None:
+                history = trainer_logs.read_history(state, findings.index)
+                rows = trainer_logs.rows_of_stage(history, root.run, stage, state)
+                if rows:
+                    _enter_scores(state, f"Trainer's log of stage {stage}", rows, root, findings)
+        return
+    state = trainer_logs.find_state(root.path)
+    if state is None:
+        return
+    history = trainer_logs.read_history(state, findings.index)
+    if history:
+        rows = trainer_logs.rows_of_steps(history, root.run, state)
+        _enter_scores(state, "Trainer's log", rows, root, findings)
+    else:
+        findings.skip(
+            state,
+            "evaluates no language by name",
+            "give Trainer eval_dataset={language: …}, which logs eval_<language>_<metric>",
+        )
+
+
+def survey_examples(root: Root, findings: Findings) -> None:
+    """Examples of training and test."""
+    for split in ("train", "test"):
+        path = root.path / f"{split}.jsonl"
+        if not path.is_file():
+            continue
+        first = next(_files.read_json_lines(path), None)
+        if first is None:
+            raise FileFormatError("is empty", path=path, expected="one JSON object per line")
+        if "language" not in first:
+            raise FileFormatError(
+                "line 1 has no 'language'", path=path, expected="id, language, text, label"
+            )
+        text = f"{split} examples ({', '.join(first)})"
+        findings.entries.append(Entry(f"{split}_examples", path, root.run, recognised_as=text))
