@@ -152,3 +152,9 @@ def test_any_text_is_a_language_or_an_error_of_ours(label):
         language = parse_language(label)
         assert language.language
         assert parse_language(language.tag).identity == language.identity
+
+
+@pytest.mark.parametrize("code", ["mul", "mis", "zxx", "und"])
+def test_codes_for_no_particular_language_are_refused(code):
+    with pytest.raises(UnknownLanguageError, match=f"'{code}' is no language code"):
+        parse_language(code)

@@ -14,6 +14,7 @@ import statsmodels.api as sm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
+
 from subnet._statistics import adjust_p_values
 from subnet.errors import InputError, NotComparableError
 from subnet.relation import associate, associate_many

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+
 from subnet.checkpoint.records import Metric
 from subnet.forgetting import Forgetting, measure_forgetting
 from subnet.overlap import measure_overlap

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.api as sm
+
 from subnet._tables import COLUMNS
 from subnet.checkpoint.records import Metric
 from subnet.errors import InputError

@@ -12,11 +12,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from transformers import BertConfig, BertModel
+
 from subnet.checkpoint import Checkpoint, open_checkpoint
 from subnet.errors import InputError, MissingInputError
 from subnet.language import Language, parse_language
 from subnet.subnetwork import extract, load_subnetworks
-from transformers import BertConfig, BertModel
 
 
 @dataclass

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
 from subnet.errors import InputError, MissingInputError, NotComparableError
 from subnet.subnetwork import Subnetwork, Subnetworks
 

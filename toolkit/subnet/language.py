@@ -113,6 +113,9 @@ ORDINARY_WORDS = frozenset(
     }
 )
 
+#: Valid codes that stand for no particular language (ISO 639-2).
+_NO_LANGUAGE = frozenset({"und", "mul", "mis", "zxx"})
+
 #: Separates source and target of a translation direction: `de>en`.
 DIRECTION = ">"
 
@@ -299,7 +302,7 @@ def _standard(code: str) -> tuple[str, str, str, str, str] | None:
         parsed = langcodes.Language.get(tag)
     except LanguageTagError:
         return None
-    if not parsed.is_valid() or not parsed.language or parsed.language == "und":
+    if not parsed.is_valid() or not parsed.language or parsed.language in _NO_LANGUAGE:
         return None
     language, territory = parsed.language, parsed.territory or ""
     # CLDR's likely subtags asked for directly: maximize() answers Latin, US where it knows nothing.

@@ -1,0 +1,60 @@
+"""`subnet analyze`: the main job."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from subnet_cli import options
+from subnet_cli.console import progress
+from subnet_cli.summary import print_analysis
+
+NAME = "analyze"
+SUMMARY = "Compute everything a checkpoint allows and write the report."
+EXAMPLE = """\b
+Example:
+  subnet analyze demo --out demo-analysis
+"""
+
+
+def command(
+    paths: options.Paths,
+    out: options.Out = None,
+    density: options.Density = 0.05,
+    scope: options.Scope = "global",
+    metric: options.Metric = None,
+    permutations: options.Permutations = 9999,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Compute everything that a checkpoint allows, and write the report.
+
+    Recognises what is there (adapters, fine-tuned weights, masks, stages, scores), computes
+    overlap, forgetting and their relation, and says what file each missing analysis wants.
+    Writes report.html, summary.json, run.json, tables/, graphs/ and figures/; nothing is written
+    into the checkpoint.
+    """
+    from subnet._files import check_output
+    from subnet.analysis import analyze
+    from subnet.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(paths)
+    target = out or Path(f"{checkpoint.name}-analysis")
+    check_output(target, overwrite=overwrite)
+    with progress(quiet=quiet or json) as report:
+        analysis = analyze(
+            checkpoint,
+            density=density,
+            scope=scope,
+            metric=metric,
+            n_permutations=permutations,
+            seed=seed,
+            progress=report,
+        )
+        analysis.save(target, overwrite=overwrite)
+    if json:
+        sys.stdout.write((target / "summary.json").read_text(encoding="utf-8"))
+    elif not quiet:
+        print_analysis(analysis, target)

@@ -1,0 +1,50 @@
+"""`subnet extract`: the parameters that each language uses, as masks on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from subnet_cli import options
+from subnet_cli.console import print_table
+
+NAME = "extract"
+SUMMARY = "Write one mask per language."
+EXAMPLE = """\b
+Example:
+  subnet extract demo --density 0.05 --out masks
+"""
+
+
+def command(
+    paths: options.Paths,
+    method: Annotated[
+        str, typer.Option(help="How weights are ranked: magnitude of the change they went through.")
+    ] = "magnitude",
+    density: options.Density = 0.05,
+    scope: options.Scope = "global",
+    out: options.Out = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Write one mask per language (safetensors, packed bits) and say how dense each module is."""
+    from subnet._files import check_output, new_directory, to_json
+    from subnet.analysis import write_run_record
+    from subnet.checkpoint import open_checkpoint
+    from subnet.subnetwork import extract
+
+    checkpoint = open_checkpoint(paths)
+    target = out or Path(f"{checkpoint.name}-masks")
+    check_output(target, overwrite=overwrite)
+    subnetworks = extract(checkpoint, method=method, density=density, scope=scope)
+    with new_directory(target, overwrite=overwrite) as building:
+        subnetworks.save(building)
+        write_run_record(building, "extract", dict(subnetworks[0].settings), checkpoint)
+    frame = subnetworks.to_frame()
+    if json:
+        typer.echo(to_json(frame.to_dict(orient="records")))
+    elif not quiet:
+        print_table(frame, title=f"Subnetworks by {method}, written to {target}/")

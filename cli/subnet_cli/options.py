@@ -1,0 +1,46 @@
+"""Options that several commands share, with one meaning each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Paths = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="PATH...",
+        help="Checkpoint directory; several are several runs (seeds, orders).",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", metavar="DIR", help="Where to write.", show_default=False),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON; everything else goes to stderr.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace an earlier result (a folder with our run.json)."),
+]
+Density = Annotated[
+    float,
+    typer.Option(help="Share of the weights that a language's subnetwork keeps, 0 < density <= 1."),
+]
+Scope = Annotated[
+    str, typer.Option(help="Rank weights over the whole model (global) or in each module (module).")
+]
+Permutations = Annotated[
+    int, typer.Option(min=99, help="Most permutations for a p-value; exact where fewer exist.")
+]
+Metric = Annotated[
+    str | None,
+    typer.Option(
+        help="Metric whose changes are explained; loss where there is one.", show_default=False
+    ),
+]

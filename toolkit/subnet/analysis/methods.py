@@ -1,0 +1,92 @@
+"""The methods paragraph of a paper that uses the toolkit, and the references it cites."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from subnet._version import __version__
+
+if TYPE_CHECKING:
+    from subnet.analysis.pipeline import Analysis
+
+BIBTEX = """\
+@article{dekker2007sensitivity,
+  author  = {Dekker, David and Krackhardt, David and Snijders, Tom A. B.},
+  title   = {Sensitivity of {MRQAP} Tests to Collinearity and Autocorrelation Conditions},
+  journal = {Psychometrika}, volume = {72}, number = {4}, pages = {563--581}, year = {2007},
+  doi     = {10.1007/s11336-007-9016-1}
+}
+@article{benjamini1995controlling,
+  author  = {Benjamini, Yoav and Hochberg, Yosef},
+  title   = {Controlling the False Discovery Rate: A Practical and Powerful Approach to Multiple Testing},
+  journal = {Journal of the Royal Statistical Society: Series B}, volume = {57}, number = {1},
+  pages   = {289--300}, year = {1995}
+}
+@inproceedings{chaudhry2018riemannian,
+  author    = {Chaudhry, Arslan and Dokania, Puneet K. and Ajanthan, Thalaiyasingam and Torr, Philip H. S.},
+  title     = {Riemannian Walk for Incremental Learning: Understanding Forgetting and Intransigence},
+  booktitle = {ECCV}, year = {2018}, eprint = {1801.10112}, archiveprefix = {arXiv}
+}
+@inproceedings{lopezpaz2017gradient,
+  author    = {Lopez-Paz, David and Ranzato, Marc'Aurelio},
+  title     = {Gradient Episodic Memory for Continual Learning},
+  booktitle = {NeurIPS}, year = {2017}, eprint = {1706.08840}, archiveprefix = {arXiv}
+}
+@inproceedings{hu2022lora,
+  author    = {Hu, Edward J. and others},
+  title     = {{LoRA}: Low-Rank Adaptation of Large Language Models},
+  booktitle = {ICLR}, year = {2022}, eprint = {2106.09685}, archiveprefix = {arXiv}
+}
+@article{blondel2008fast,
+  author  = {Blondel, Vincent D. and Guillaume, Jean-Loup and Lambiotte, Renaud and Lefebvre, Etienne},
+  title   = {Fast Unfolding of Communities in Large Networks},
+  journal = {Journal of Statistical Mechanics: Theory and Experiment}, year = {2008},
+  doi     = {10.1088/1742-5468/2008/10/P10008}
+}
+"""  # noqa: E501 - references are data
+
+
+def methods_paragraph(analysis: Analysis) -> str:
+    """What was done, in the words of a methods section, with the settings of this analysis."""
+    settings = analysis.provenance.settings
+    parts = [f"Analyses were run with subnet-toolkit {__version__}."]
+    if analysis.subnetworks:
+        method = analysis.subnetworks[0].method
+        if method == "magnitude":
+            within = "over the whole model" if settings["scope"] == "global" else "in each module"
+            parts.append(
+                "The subnetwork of a language holds the "
+                f"{100 * settings['density']:g} % of the weights with the largest absolute change "
+                f"{within}."
+            )
+        else:
+            parts.append(f"The subnetworks of the languages were given (method: {method}).")
+    if "masks" in analysis.overlaps:
+        parts.append(
+            "Overlap of masks was compared with a structure-preserving null model, in which the "
+            "rows and the columns of each module of one mask are permuted (exact moments, Pearson "
+            "type III tail)."
+        )
+    if "updates" in analysis.overlaps:
+        parts.append(
+            "Overlap of updates was computed from their low-rank factors (Hu et al., 2022) and "
+            "compared with independent random rotations."
+        )
+    if analysis.forgetting is not None:
+        parts.append(
+            "Forgetting and transfer follow Chaudhry et al. (2018) and Lopez-Paz and Ranzato "
+            "(2017); the immediate effect of training a language on another is the difference of "
+            "the other's scores before and after that stage."
+        )
+    if analysis.relation is not None:
+        controls = analysis.relation.provenance.settings.get("controls", [])
+        given = f" given {', '.join(name.replace('_', ' ') for name in controls)}" * bool(controls)
+        parts.append(
+            "Overlap was related to immediate effects "
+            f"({settings['metric']}) by multiple regression quadratic assignment with double "
+            f"semi-partialing (Dekker et al., 2007){given}, with at most "
+            f"{settings['n_permutations']} permutations of the languages (seed "
+            f"{analysis.provenance.seed})."
+        )
+    parts.append("p-values were corrected after Benjamini and Hochberg (1995).")
+    return " ".join(parts)

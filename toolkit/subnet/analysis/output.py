@@ -1,0 +1,289 @@
+"""What an analysis leaves on disk: the page, the tables, the graphs, and how they were made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import networkx as nx
+import pandas as pd
+
+from subnet._files import RUN_FILE, new_directory, sha256, write_json
+from subnet._tables import versions, write_csv
+from subnet._version import __version__
+from subnet.analysis.methods import BIBTEX, methods_paragraph
+from subnet.overlap import write_graph
+from subnet.report import (
+    Found,
+    Method,
+    ReportContent,
+    Skipped,
+    confounds_section,
+    render_report,
+    standard_sections,
+)
+
+if TYPE_CHECKING:
+    from subnet.analysis.pipeline import Analysis
+    from subnet.checkpoint import Checkpoint
+
+#: Distributions whose versions are recorded.
+LIBRARIES = (
+    "torch", "transformers", "peft", "accelerate", "numpy", "scipy", "pandas", "networkx",
+    "matplotlib", "safetensors", "langcodes", "babel",
+)  # fmt: skip
+
+#: Measures drawn as graphs, by the overlap that holds them.
+_GRAPHS = {
+    "masks": ("jaccard", "containment"),
+    "updates": ("cosine", "subspace_similarity"),
+}
+
+
+def save(analysis: Analysis, directory: Path, *, overwrite: bool) -> Path:
+    """Write everything into a directory that appears when it is complete."""
+    content = report_content(analysis, inputs_of(analysis.checkpoint))
+    with new_directory(directory, overwrite=overwrite) as building:
+        for folder in ("tables", "graphs", "figures"):
+            (building / folder).mkdir()
+        (building / "report.html").write_text(render_report(content), encoding="utf-8")
+        write_json(building / "summary.json", summary(analysis))
+        write_run_record(
+            building,
+            "analyze",
+            _settings(analysis),
+            analysis.checkpoint,
+            seed=analysis.provenance.seed,
+            method=content.method,
+        )
+        for name, frame in analysis.tables.items():
+            write_csv(frame, building / "tables" / f"{name}.csv")
+        for name, graph in _graphs(analysis).items():
+            write_graph(graph, building / "graphs", name)
+        for section in content.sections:
+            for figure in section.figures:
+                path = building / "figures" / f"{figure.name}.svg"
+                path.write_text(figure.svg, encoding="utf-8")
+    return directory
+
+
+def summary(analysis: Analysis) -> dict[str, Any]:
+    """Content of `summary.json`; its keys are documented in `docs/outputs.md`."""
+    headline = analysis.headline
+    inventory = analysis.checkpoint.to_dict()
+    return {
+        "format": 1,
+        "name": analysis.checkpoint.name,
+        "headline": {
+            "state": headline.state,
+            "sentence": headline.sentence,
+            "row": None if headline.row is None else dict(headline.row),
+        },
+        "languages": inventory["languages"],
+        "runs": inventory["runs"],
+        "overlap": _overlap_numbers(analysis),
+        "forgetting": _forgetting_numbers(analysis),
+        "key_numbers": key_numbers(analysis),
+        "warnings": list(analysis.warnings),
+        "missing": [
+            {"analysis": entry.analysis, "reason": entry.reason, "fix": entry.fix}
+            for entry in analysis.missing
+        ],
+        "recognised": inventory["recognised"],
+        "skipped": inventory["skipped"],
+    }
+
+
+def key_numbers(analysis: Analysis) -> list[str]:
+    """The main numbers, a line each, for the terminal and the head of the page."""
+    checkpoint = analysis.checkpoint
+    scripts = {language.script for language in checkpoint.languages if language.script}
+    lines = [f"{len(checkpoint.languages)} languages in {len(scripts)} scripts"]
+    names = {
+        "masks": ("jaccard", "Jaccard of the masks"),
+        "updates": ("cosine", "cosine of the updates"),
+    }
+    for name, (measure, words) in names.items():
+        numbers = _overlap_numbers(analysis).get(name, {}).get(measure)
+        if numbers:
+            line = f"{words}: {numbers['mean']:.3f} on average, by chance {numbers['floor']:.3f}"
+            if math.isfinite(numbers["ceiling"]):
+                line += f", same language from another seed {numbers['ceiling']:.3f}"
+            exceeding = f"{numbers['exceeding']} of {numbers['pairs']} pairs exceed chance"
+            lines.append(f"{line}; {exceeding} (q < .05)")
+    for run, metrics in _forgetting_numbers(analysis).items():
+        for metric, measures in metrics.items():
+            parts = [
+                f"{label} {value['value']:+.3f}" + _plus_minus(value["stderr"])
+                for measure, label in _SHOWN_MEASURES.items()
+                if (value := measures.get(measure)) and math.isfinite(value["value"])
+            ]
+            if parts:
+                of_run = "" if len(_forgetting_numbers(analysis)) == 1 else f" ({run})"
+                lines.append(f"{metric}{of_run}: {', '.join(parts)}")
+    return lines
+
+
+_SHOWN_MEASURES = {
+    "own_gain": "gain on the own turn",
+    "immediate_effect": "effect of another's turn",
+    "loss_since_start": "loss since the start",
+    "forgetting_since_turn": "forgetting since the turn",
+}
+
+
+def report_content(analysis: Analysis, inputs: Mapping[str, str]) -> ReportContent:
+    """The page's content."""
+    checkpoint, tables = analysis.checkpoint, analysis.tables
+    forgetting, relation = analysis.forgetting, analysis.relation
+    overlaps = {name: overlap.to_frame() for name, overlap in analysis.overlaps.items()}
+    metric = analysis.provenance.settings["metric"]
+    sections = standard_sections(
+        languages=tables["languages"],
+        scores=tables.get("scores"),
+        effects=tables.get("effects"),
+        forgetting=tables.get("forgetting"),
+        groups=tables.get("groups"),
+        overlaps=overlaps,
+        graph=next(iter(_graphs(analysis).values()), None),
+        relation=tables.get("relation"),
+        headline=analysis.headline,
+        metric=metric,
+        higher_is_better={}
+        if forgetting is None
+        else {name: entry.higher_is_better for name, entry in forgetting.metrics.items()},
+        missing={entry.analysis: f"{entry.reason}: {entry.fix}" for entry in analysis.missing},
+        relation_caveats=() if relation is None else (*relation.caveats, *relation.notes),
+        seed=analysis.provenance.seed or 0,
+    )
+    return ReportContent(
+        name=checkpoint.name,
+        headline=analysis.headline,
+        key_numbers=key_numbers(analysis),
+        warnings=analysis.warnings,
+        confounds=confounds_section(tables["languages"], tables.get("scores")),
+        found=[
+            Found(
+                what=entry.kind.replace("_", " "),
+                recognised_as=entry.recognised_as,
+                where=checkpoint.relative(entry.path),
+                run=entry.run,
+                language="" if entry.language is None else entry.language.label,
+                stage=entry.stage,
+            )
+            for entry in checkpoint.entries
+        ],
+        skipped=[
+            Skipped(checkpoint.relative(entry.path), entry.reason, entry.fix)
+            for entry in checkpoint.skipped
+        ],
+        missing=analysis.missing,
+        sections=[*sections, *analysis.sections],
+        method=Method(
+            paragraph=methods_paragraph(analysis),
+            bibtex=BIBTEX,
+            settings=_settings(analysis),
+            versions=analysis.provenance.versions,
+            seeds={"analysis": analysis.provenance.seed or 0},
+            inputs=inputs,
+        ),
+    )
+
+
+def write_run_record(
+    directory: Path,
+    command: str,
+    settings: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    *,
+    seed: int | None = None,
+    method: Method | None = None,
+) -> None:
+    """Write `run.json`: how a directory was made, and from what."""
+    record = {
+        "format": 1,
+        "tool": "subnet-toolkit",
+        "version": __version__,
+        "command": command,
+        "seed": seed,
+        "settings": dict(settings),
+        "versions": versions(*LIBRARIES),
+        "inputs": inputs_of(checkpoint) if method is None else dict(method.inputs),
+    }
+    if method is not None:
+        record |= {"methods": method.paragraph, "bibtex": method.bibtex}
+    write_json(directory / RUN_FILE, record)
+
+
+def inputs_of(checkpoint: Checkpoint) -> dict[str, str]:
+    """SHA-256 of every file that an analysis reads, by its path in the checkpoint."""
+    return {checkpoint.relative(path): sha256(path) for path in checkpoint.read_files()}
+
+
+def _settings(analysis: Analysis) -> dict[str, Any]:
+    """Every setting that a number depends on, by room."""
+    found: dict[str, Any] = {"analyze": dict(analysis.provenance.settings)}
+    if analysis.subnetworks:
+        first = analysis.subnetworks[0]
+        found["subnetworks"] = {"method": first.method, **first.settings}
+    for name, overlap in analysis.overlaps.items():
+        found[f"overlap of {name.replace('_', ' ')}"] = dict(overlap.provenance.settings)
+    if analysis.forgetting is not None:
+        found["forgetting"] = dict(analysis.forgetting.provenance.settings)
+    if analysis.relation is not None:
+        found["relation"] = dict(analysis.relation.provenance.settings)
+    return found
+
+
+def _graphs(analysis: Analysis) -> dict[str, nx.Graph[str]]:
+    return {
+        measure: analysis.overlaps[name].graph(
+            measure,
+            families=analysis.checkpoint.families,
+            seed=analysis.provenance.seed or 0,
+        )
+        for name, measures in _GRAPHS.items()
+        if name in analysis.overlaps
+        for measure in measures
+    }
+
+
+def _overlap_numbers(analysis: Analysis) -> dict[str, dict[str, dict[str, float]]]:
+    """Per comparison and measure: mean over pairs, floor, ceiling, pairs that exceed chance."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, overlap in analysis.overlaps.items():
+        for measure in overlap.measures:
+            rows = overlap.rows(measure)
+            pairs = rows[
+                (rows["comparison"] == "between") & (rows["language_a"] != rows["language_b"])
+            ]
+            exceeding = (pairs["q_value"] < 0.05) & (pairs["z"] > 0)
+            found.setdefault(name, {})[measure] = {
+                "mean": float(pairs["value"].mean()),
+                "floor": overlap.floor(measure),
+                "ceiling": overlap.ceiling(measure),
+                "pairs": len(pairs),
+                "exceeding": int(exceeding.sum()),
+            }
+    return found
+
+
+def _forgetting_numbers(
+    analysis: Analysis,
+) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Per run, metric and measure: mean over languages and its standard error."""
+    found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    if analysis.forgetting is None:
+        return found
+    frame: pd.DataFrame = analysis.forgetting.frame
+    plain = ~frame["measure"].str.contains("_relative")
+    for row in frame[(frame["language"] == "") & plain].to_dict("records"):
+        metrics = found.setdefault(row["run"], {}).setdefault(row["metric"], {})
+        metrics[row["measure"]] = {"value": float(row["value"]), "stderr": float(row["stderr"])}
+    return found
+
+
+def _plus_minus(stderr: float) -> str:
+    return f" ± {stderr:.3f}" if math.isfinite(stderr) else ""

@@ -1,0 +1,346 @@
+"""The main job: from a directory that training left behind to the page that answers.
+
+This is the only module that knows all the rooms, and reads in the order in which data flows:
+open → extract → overlap → forgetting → relation → report. What cannot be computed from what is
+there is listed with the file that it wants; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from subnet._tables import Provenance, provenance, table
+from subnet.analysis import output
+from subnet.checkpoint import Checkpoint, open_checkpoint
+from subnet.confounds import Confounds, groupings, measure_confounds
+from subnet.errors import InputError, MissingInputError
+from subnet.forgetting import Forgetting, measure_forgetting
+from subnet.overlap import MASK_MEASURES, UPDATE_MEASURES, Overlap, measure_overlap
+from subnet.relation import Headline, Relation, control_matrices, relate
+from subnet.report import Missing, Section
+from subnet.subnetwork import Subnetworks, extract, load_subnetworks
+
+#: Called with the name of the present step, how much of it is done, and how much there is.
+Progress = Callable[[str, int, int], None]
+
+_STEPS = ("languages", "subnetworks", "overlap", "forgetting", "relation")
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything that one checkpoint directory says about its languages.
+
+    Attributes:
+        checkpoint: What was found.
+        confounds: What else differs between the languages.
+        subnetworks: One mask per language and run; None without weights or masks.
+        overlaps: By what was compared: `masks`, `updates` (every pair of languages), `step_masks`,
+            `step_updates` (what a training stage changed against what each language uses).
+        forgetting: What was lost and gained; None without scores over stages.
+        groups: Differences between groups of languages; None without scores.
+        relation: Whether overlap goes with what training one language did to the others.
+        missing: Analyses that were not possible, and what each wants.
+        warnings: What a reader must know before believing a number.
+        provenance: Settings, seed and versions.
+        sections: Further sections of the report.
+    """
+
+    checkpoint: Checkpoint
+    confounds: Confounds
+    subnetworks: Subnetworks | None
+    overlaps: Mapping[str, Overlap]
+    forgetting: Forgetting | None
+    groups: pd.DataFrame | None
+    relation: Relation | None
+    missing: tuple[Missing, ...]
+    warnings: tuple[str, ...]
+    provenance: Provenance
+    sections: Sequence[Section] = field(default=(), repr=False)
+
+    @property
+    def headline(self) -> Headline:
+        """The answer in one sentence, in one of four states."""
+        if self.relation is not None:
+            return self.relation.headline
+        wanted = next(entry for entry in self.missing if entry.analysis == "relation")
+        return Headline("files missing", f"{wanted.reason.capitalize()}: {wanted.fix}.", None)
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The tables by file name; an analysis that was not possible has none."""
+        found = {"languages": table("languages", self.confounds.frame)}
+        if self.overlaps:
+            frames = [overlap_table(name, overlap) for name, overlap in self.overlaps.items()]
+            found["overlap"] = table("overlap", pd.concat(frames, ignore_index=True))
+        if self.checkpoint.holds("scores"):
+            found["scores"] = table("scores", self.checkpoint.scores.frame)
+        if self.forgetting is not None:
+            found["effects"] = table("effects", self.forgetting.effects)
+            found["forgetting"] = table("forgetting", self.forgetting.frame)
+        if self.groups is not None:
+            found["groups"] = table("groups", self.groups)
+        if self.relation is not None:
+            found["relation"] = table("relation", self.relation.to_frame())
+        return found
+
+    def key_numbers(self) -> list[str]:
+        """The main numbers in plain words, a line each."""
+        return output.key_numbers(self)
+
+    def summary(self) -> dict[str, Any]:
+        """Headline numbers, what was recognised, what was skipped and why: `summary.json`."""
+        return output.summary(self)
+
+    def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
+        """Write report, summary, tables, graphs and figures; all of it or nothing.
+
+        Args:
+            directory: A new directory.
+            overwrite: Replace one that an earlier analysis wrote.
+
+        Returns:
+            The directory.
+
+        Raises:
+            OutputError: The directory is taken, is not ours to replace, or cannot be written.
+        """
+        return output.save(self, Path(directory), overwrite=overwrite)
+
+
+def analyze(
+    paths: str | Path | Sequence[str | Path] | Checkpoint,
+    *,
+    density: float = 0.05,
+    scope: str = "global",
+    metric: str | None = None,
+    n_permutations: int = 9999,
+    seed: int = 0,
+    sections: Sequence[Section] = (),
+    progress: Progress | None = None,
+) -> Analysis:
+    """Compute everything that a checkpoint allows.
+
+    Args:
+        paths: A checkpoint directory, several runs, or a `Checkpoint`.
+        density: Share of the weights that a language's subnetwork keeps.
+        scope: Rank weights over the whole model (`global`) or within each module (`module`).
+        metric: Metric whose changes are explained; `loss` where there is one, else the first.
+        n_permutations: Most permutations for a p-value; exact where fewer exist.
+        seed: Seed of everything random.
+        sections: Further sections of the report.
+        progress: Called with the name of the step, how much is done and how much there is.
+
+    Raises:
+        SubnetError: The input cannot be used; the message says which file and why.
+
+    Example:
+        >>> analysis = subnet.analyze("checkpoint/")  # doctest: +SKIP
+        >>> print(analysis.headline.sentence)  # doctest: +SKIP
+        >>> analysis.save("report/")  # doctest: +SKIP
+    """
+    checkpoint = paths if isinstance(paths, Checkpoint) else open_checkpoint(paths)
+
+    def step(name: str) -> None:
+        if progress is not None:
+            progress(f"analysing: {name}", _STEPS.index(name), len(_STEPS))
+
+    step("languages")
+    confounds = measure_confounds(checkpoint)
+
+    step("subnetworks")
+    subnetworks = find_subnetworks(checkpoint, density=density, scope=scope)
+
+    step("overlap")
+    overlaps = find_overlaps(checkpoint, subnetworks, density=density, scope=scope, seed=seed)
+
+    step("forgetting")
+    forgetting, groups = None, None
+    if checkpoint.can("forgetting"):
+        forgetting = measure_forgetting(checkpoint.scores, seed=seed)
+        groups = forgetting.groups(groupings(confounds.frame), n_permutations=n_permutations)
+
+    step("relation")
+    relation = None
+    if forgetting is not None and overlaps and checkpoint.can("relation"):
+        metric = _metric(forgetting, metric)
+        relation = relate(
+            forgetting,
+            overlap=overlaps,
+            controls=_controls(checkpoint, confounds, forgetting, metric),
+            metric=metric,
+            n_permutations=n_permutations,
+            seed=seed,
+        )
+
+    settings = {
+        "density": density,
+        "scope": scope,
+        "metric": metric,
+        "n_permutations": n_permutations,
+    }
+    return Analysis(
+        checkpoint=checkpoint,
+        confounds=confounds,
+        subnetworks=subnetworks,
+        overlaps=overlaps,
+        forgetting=forgetting,
+        groups=groups,
+        relation=relation,
+        missing=_missing(checkpoint, overlaps, forgetting, relation),
+        warnings=_warnings(subnetworks, overlaps, forgetting),
+        provenance=provenance("analyze", settings, seed=seed, libraries=output.LIBRARIES),
+        sections=sections,
+    )
+
+
+def find_subnetworks(checkpoint: Checkpoint, *, density: float, scope: str) -> Subnetworks | None:
+    """The masks that are there, else masks by magnitude of what training changed."""
+    masks = [entry for entry in checkpoint.entries if entry.kind == "mask"]
+    if masks:
+        return load_subnetworks(checkpoint)
+    if checkpoint.updates:
+        return extract(checkpoint, density=density, scope=scope)
+    if checkpoint.steps:
+        return extract(checkpoint.steps, density=density, scope=scope)
+    return None
+
+
+def find_overlaps(
+    checkpoint: Checkpoint,
+    subnetworks: Subnetworks | None,
+    *,
+    density: float,
+    scope: str,
+    seed: int,
+) -> dict[str, Overlap]:
+    """Every comparison that the directory allows, by what was compared with what."""
+    updates, steps = checkpoint.updates, checkpoint.steps
+    found: dict[str, Overlap] = {}
+    if subnetworks is not None and _has_pairs(subnetworks):
+        found["masks"] = measure_overlap(subnetworks, seed=seed)
+    if _has_pairs(updates or steps):
+        found["updates"] = measure_overlap(updates or steps, seed=seed)
+    if steps and updates and subnetworks is not None:
+        changed = extract(steps, density=density, scope=scope)
+        found["step_masks"] = measure_overlap(changed, others=subnetworks, seed=seed)
+        found["step_updates"] = measure_overlap(steps, others=updates, seed=seed)
+    return found
+
+
+def overlap_by_measure(
+    checkpoint: Checkpoint, measure: str, *, density: float, scope: str, seed: int
+) -> Overlap:
+    """The overlap of all languages that defines a measure.
+
+    Raises:
+        InputError: There is no such measure.
+        MissingInputError: The checkpoint holds nothing that it could be measured on.
+    """
+    if measure not in (*MASK_MEASURES, *UPDATE_MEASURES):
+        known = ", ".join((*MASK_MEASURES, *UPDATE_MEASURES))
+        raise InputError(f"there is no measure {measure!r}", expected=f"one of {known}")
+    if measure in MASK_MEASURES:
+        things: Any = find_subnetworks(checkpoint, density=density, scope=scope)
+    else:
+        things = checkpoint.updates or checkpoint.steps
+    if not things:
+        raise MissingInputError(
+            f"holds nothing that {measure} could be measured on",
+            path=checkpoint.path,
+            expected="adapters/<language>/ for two languages or more",
+        )
+    return measure_overlap(things, seed=seed)
+
+
+def overlap_table(name: str, overlap: Overlap) -> pd.DataFrame:
+    """Rows of `overlap.csv`, their source told apart by what was compared."""
+    return overlap.to_frame().assign(source=name)
+
+
+def _has_pairs(things: Sequence[Any]) -> bool:
+    """Whether any run holds two languages."""
+    runs: dict[str, set[str]] = {}
+    for thing in things:
+        runs.setdefault(thing.run, set()).add(str(thing.language))
+    return any(len(languages) > 1 for languages in runs.values())
+
+
+def _metric(forgetting: Forgetting, metric: str | None) -> str:
+    """The metric that was asked for, else `loss`, which does not saturate, else the first."""
+    if metric is not None and metric not in forgetting.metrics:
+        raise InputError(
+            f"there is no metric {metric!r}", expected=f"one of {', '.join(forgetting.metrics)}"
+        )
+    return metric or ("loss" if "loss" in forgetting.metrics else next(iter(forgetting.metrics)))
+
+
+def _controls(
+    checkpoint: Checkpoint, confounds: Confounds, forgetting: Forgetting, metric: str
+) -> dict[str, Any]:
+    """What else two languages have in common; `relate` drops what is constant or incomplete."""
+    # Without items, the baseline would share its errors with the effects that it is to explain.
+    baseline = None
+    if forgetting.has_halves(metric):
+        baseline = {run: forgetting.baseline(metric, run) for run in forgetting.runs}
+    return control_matrices(
+        checkpoint.languages,
+        checkpoint.families,
+        baseline=baseline,
+        position={run: dict(order) for run, order in checkpoint.scores.order.items()},
+        examples=_by_language(confounds.frame, "train_examples"),
+        bytes_per_character=_by_language(confounds.frame, "bytes_per_character"),
+        shared_tokens=confounds.shared_tokens,
+    )
+
+
+def _by_language(frame: pd.DataFrame, column: str) -> dict[str, float]:
+    return dict(zip(frame["language"], frame[column].astype(float), strict=True))
+
+
+def _missing(
+    checkpoint: Checkpoint,
+    overlaps: Mapping[str, Overlap],
+    forgetting: Forgetting | None,
+    relation: Relation | None,
+) -> tuple[Missing, ...]:
+    """What was not computed, and which files it wants by the inventory's word."""
+    done = {
+        "overlap": bool(overlaps),
+        "forgetting": forgetting is not None,
+        "relation": relation is not None,
+    }
+    return tuple(
+        Missing(
+            capability.name,
+            f"{capability.name} was not measured",
+            f"add {'; '.join(capability.missing) or 'what was skipped'}",
+        )
+        for capability in checkpoint.capabilities
+        if not done[capability.name]
+    )
+
+
+def _warnings(
+    subnetworks: Subnetworks | None,
+    overlaps: Mapping[str, Overlap],
+    forgetting: Forgetting | None,
+) -> tuple[str, ...]:
+    """Every room's warnings, each once."""
+    found: list[str] = []
+    for subnetwork in subnetworks or ():
+        unchanged = int(subnetwork.settings.get("unchanged_left_out", 0))
+        if unchanged:
+            found.append(
+                f"the subnetwork of {subnetwork.language} is smaller than asked for: {unchanged} "
+                "weights short, since no more were changed"
+            )
+    for overlap in overlaps.values():
+        found += overlap.warnings
+    if forgetting is not None:
+        found += forgetting.warnings
+    return tuple(dict.fromkeys(found))
