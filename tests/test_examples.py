@@ -1,0 +1,46 @@
+"""The examples run, and print numbers that the library gives."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import subnet
+from planted import write_arc
+
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def arc(tmp_path_factory):
+    return write_arc(tmp_path_factory.mktemp("examples") / "arc", planted=True)
+
+
+def output(example: Path, *arguments: object) -> str:
+    return subprocess.run(
+        [sys.executable, "-W", "error", str(example), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_each_example_says_how_to_run_it_and_runs(example, arc):
+    assert f"python examples/{example.name}" in example.read_text()
+    assert output(example, arc)
+
+
+def test_the_graph_example_draws(arc, tmp_path):
+    (example,) = (path for path in EXAMPLES if path.stem == "which_languages_share")
+    output(example, arc, tmp_path / "graph.svg")
+    assert "<svg" in (tmp_path / "graph.svg").read_text()
+
+
+def test_the_worst_effect_is_the_smallest_of_the_matrix(arc):
+    (example,) = (path for path in EXAMPLES if path.stem == "who_was_forgotten")
+    forgetting = subnet.measure_forgetting(subnet.open_checkpoint(arc).scores)
+    worst = forgetting.effect_matrix("loss").stack()
+    trained, language = worst.idxmin()
+    assert f"training {trained} cost {language} {-worst.min():.3f}" in output(example, arc)
