@@ -34,7 +34,7 @@ def print_checkpoint(checkpoint: Checkpoint) -> None:
         found.add_row(
             escape(first.kind.replace("_", " ") + run),
             str(len(entries)),
-            escape(_recognised(first)),
+            escape(first.recognised_as),
             escape(" ".join(str(entry.language) for entry in entries if entry.language)),
             escape(where + more),
         )
@@ -79,16 +79,11 @@ def _alike(entries: Sequence[Entry]) -> list[list[Entry]]:
     """Entries that differ in language, stage and place only, so that 52 adapters are one line."""
 
     def key(entry: Entry) -> tuple[str, str, str]:
-        return (entry.kind, entry.run, _recognised(entry))
+        return (entry.kind, entry.run, entry.recognised_as)
 
     order = {k: place for place, k in reversed(list(enumerate(map(key, entries))))}
     ordered = sorted(entries, key=lambda entry: order[key(entry)])
     return [list(group) for _, group in itertools.groupby(ordered, key=key)]
-
-
-def _recognised(entry: Entry) -> str:
-    """What it is, without the number of its stage."""
-    return entry.recognised_as.removeprefix(f"stage {entry.stage}: ")
 
 
 def _table(title: str, *columns: str) -> Table:

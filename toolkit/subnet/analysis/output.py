@@ -116,7 +116,7 @@ def key_numbers(analysis: Analysis) -> list[str]:
     for run, metrics in _forgetting_numbers(analysis).items():
         for metric, measures in metrics.items():
             parts = [
-                f"{label} {value['value']:+.3f}" + _plus_minus(value["stderr"])
+                f"{label} {_signed(value['value'])}" + _plus_minus(value["stderr"])
                 for measure, label in _SHOWN_MEASURES.items()
                 if (value := measures.get(measure)) and math.isfinite(value["value"])
             ]
@@ -283,6 +283,10 @@ def _forgetting_numbers(
         metrics = found.setdefault(row["run"], {}).setdefault(row["metric"], {})
         metrics[row["measure"]] = {"value": float(row["value"]), "stderr": float(row["stderr"])}
     return found
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
 
 
 def _plus_minus(stderr: float) -> str:

@@ -199,15 +199,15 @@ def _enter_stage(
     place = model_folder(path)
     if place is None:
         refuse_pickles(path)
-        text = f"stage {number}, without weights"
+        text = "without weights"
         findings.entries.append(Entry("stage", path, root.run, language, number, text))
     elif (place / ADAPTER_CONFIG).is_file():
         for adapter in _readable(place, root, findings)[:1]:
-            text = f"stage {number}: {adapter.describe()}"
+            text = adapter.describe()
             entry = Entry("stage", place, root.run, language, number, text, adapter.name)
             findings.entries.append(entry)
     else:
-        text = f"stage {number}: whole model ({len(open_model_store(place).infos)} tensors)"
+        text = f"whole model ({len(open_model_store(place).infos)} tensors)"
         findings.entries.append(Entry("stage", place, root.run, language, number, text))
 
 
