@@ -20,11 +20,11 @@ help:
 
 # The stamp is written last; an environment that could not be completed is removed if it is ours.
 $(VENV)/.subnet: pyproject.toml constraints.txt
-	@$(BIN)/python -c 'import subnet_cli' 2>/dev/null && test "$(VENV)" != .venv && touch $@ || $(MAKE) environment EXTRAS= STAMP=$@
+	@$(BIN)/python -c 'import subnet_cli' 2>/dev/null && test "$(VENV)" != .venv && touch $@ || $(MAKE) --no-print-directory environment EXTRAS= STAMP=$@
 $(VENV)/.subnet-dev: pyproject.toml constraints.txt
-	@$(MAKE) environment EXTRAS='[test,dev]' STAMP=$@
+	@$(MAKE) --no-print-directory environment EXTRAS='[test,dev]' STAMP=$@
 $(VENV)/.subnet-all: pyproject.toml constraints.txt
-	@$(MAKE) environment EXTRAS='[test,test-all,dev]' STAMP=$@
+	@$(MAKE) --no-print-directory environment EXTRAS='[test,test-all,dev]' STAMP=$@
 
 .PHONY: environment
 environment:

@@ -15,7 +15,7 @@ subnetworks = subnet.extract(checkpoint, method="magnitude", density=0.05)
 overlap = subnet.measure_overlap(subnetworks)
 
 print(f"chance {overlap.floor('jaccard'):.3f}, another seed {overlap.ceiling('jaccard'):.3f}")
-pairs = overlap.rows("jaccard").query("comparison == 'between'")
+pairs = overlap.pairs("jaccard")
 for pair in pairs.nlargest(5, "value").itertuples():
     print(f"{pair.language_a} {pair.language_b}  {pair.value:.3f}  q = {pair.q_value:.2g}")
 

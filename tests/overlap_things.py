@@ -108,7 +108,7 @@ def rejected(overlap, measure: str, *, null: str, level: str, alpha: float = 0.0
 def one_row(overlap, measure: str, *, null: str | None = None, **where) -> dict:
     """The only row of a measure that satisfies the conditions; level all unless said otherwise."""
     frame = overlap.frame
-    conditions = {"level": "all", "null": null or overlap.headline_null, **where}
+    conditions = {"level": "all", "null": null or overlap.headline_null(measure), **where}
     rows = frame[frame["measure"] == measure]
     for column, value in conditions.items():
         rows = rows[rows[column] == value]

@@ -1,6 +1,7 @@
 """The main job: what it computes from which files, what it writes, what it leaves alone."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -92,6 +93,23 @@ def test_every_number_of_the_summary_stands_in_a_table(report, analysis):
     assert numbers["ceiling"] is None, "no language was trained twice"
     assert summary["headline"]["sentence"] == analysis.headline.sentence
     assert summary["missing"] == []
+
+
+def test_a_replicate_run_gives_the_ceiling_and_is_not_counted_among_the_pairs(tmp_path):
+    makers.write_lora_directory(tmp_path / "alone", ("de", "fr", "sw"))
+    makers.write_lora_directory(tmp_path / "both", ("de", "fr", "sw"))
+    second = tmp_path / "both" / "runs" / "replicate" / "adapters"
+    for seed, language in enumerate(("de", "fr"), start=50):
+        makers.save_adapter(makers.lora(makers.bert(), seed), second / language)
+    alone, both = (subnet.analyze(tmp_path / name).summary() for name in ("alone", "both"))
+    for source, measures in alone["overlap"].items():
+        for measure, numbers in measures.items():
+            beside = both["overlap"][source][measure]
+            both_ways = 2 if measure == "containment" else 1
+            assert numbers["pairs"] == beside["pairs"] == 3 * both_ways
+            assert math.isnan(numbers.pop("ceiling"))
+            assert math.isfinite(beside.pop("ceiling"))
+            assert beside == pytest.approx(numbers), (source, measure)
 
 
 def test_run_json_says_how_it_was_made(report, arc):

@@ -204,11 +204,80 @@ def test_several_directories_are_runs_named_apart(tmp_path):
     found = open_checkpoint(
         [tmp_path / "one" / "checkpoint", tmp_path / "two" / "checkpoint"], name="both"
     )
-    assert found.runs == ("one/checkpoint", "two/checkpoint")
+    assert found.runs == ("one", "two")
     assert found.name == "both"
     assert len(found.updates) == 2
     with pytest.raises(InputError, match="the same directory was given twice"):
         open_checkpoint([tmp_path / "one", tmp_path / "one"])
+
+
+def test_files_of_several_directories_are_told_apart_by_their_run(tmp_path):
+    for run in ("one", "two", "three"):
+        makers.write_lora_directory(tmp_path / run / "checkpoint", ("de", "fr"))
+    found = open_checkpoint([tmp_path / run / "checkpoint" for run in ("one", "two", "three")])
+    places = [found.relative(path) for path in found.read_files()]
+    assert len(set(places)) == len(places)
+    assert "three/adapters/de/adapter_config.json" in places
+    assert found.name == "one+two+three"
+
+
+def test_directories_that_no_single_parent_tells_apart_keep_their_whole_path(tmp_path):
+    paths = [tmp_path / a / b / "checkpoint" for a in "xy" for b in "xy"]
+    for path in paths:
+        makers.write_lora_directory(path, ("de",), with_base=False)
+    runs = open_checkpoint(paths).runs
+    assert len(set(runs)) == 4
+    assert not any("/" in run for run in runs)
+
+
+@pytest.mark.parametrize("inner", ["fr", "final", "checkpoint-500/best"])
+def test_weights_one_folder_down_are_the_languages(tmp_path, inner):
+    """PEFT writes an adapter that has a name into a folder of that name."""
+    makers.write_lora_directory(tmp_path, ("de",))
+    makers.save_adapter(makers.lora(makers.bert(), 2), tmp_path / "adapters" / "fr" / inner)
+    found = open_checkpoint(tmp_path)
+    assert [str(update.language) for update in found.updates] == ["de", "fr"]
+    assert not found.skipped
+
+
+def test_of_two_folders_one_down_none_is_chosen(tmp_path):
+    makers.write_lora_directory(tmp_path, ("de",))
+    for inner in ("best", "last"):
+        makers.save_adapter(makers.lora(makers.bert(), 2), tmp_path / "adapters" / "fr" / inner)
+    found = open_checkpoint(tmp_path)
+    assert [str(update.language) for update in found.updates] == ["de"]
+    assert [skipped.reason for skipped in found.skipped] == ["holds no adapter and no model"]
+
+
+def test_a_model_that_is_no_languages_may_be_a_pickle(tmp_path):
+    makers.save_adapter(makers.lora(makers.bert(), 1), tmp_path / "de")
+    (tmp_path / "old_model").mkdir()
+    (tmp_path / "old_model" / "pytorch_model.bin").write_bytes(b"")
+    found = open_checkpoint(tmp_path)
+    assert [str(update.language) for update in found.updates] == ["de"]
+    assert [skipped.path.name for skipped in found.skipped] == ["old_model"]
+
+
+def test_languages_of_different_runs_make_no_pair(tmp_path):
+    for run, language in (("one", "de"), ("two", "fr")):
+        makers.write_lora_directory(tmp_path / "runs" / run, (language,))
+    assert not open_checkpoint(tmp_path).can("overlap")
+
+
+def test_a_described_metric_that_nobody_measured_is_named(tmp_path):
+    makers.write_scores(tmp_path / "scores.csv", ORDER)
+    (tmp_path / "subnet.toml").write_text("[scores.acuracy]\nrange = [0, 100]\n")
+    (skipped,) = open_checkpoint(tmp_path).skipped
+    assert skipped.reason == "describes the metric 'acuracy', of which there are no scores"
+    assert skipped.fix == "measured are accuracy, loss"
+
+
+@pytest.mark.parametrize("name", ["00_base", "0-base", "000-start"])
+def test_the_stage_before_training_is_the_base_however_it_is_written(tmp_path, name):
+    makers.write_stages(tmp_path, ("de", "fr"))
+    makers.save_base(makers.bert(), tmp_path / "stages" / name)
+    found = open_checkpoint(tmp_path)
+    assert [entry.path.name for entry in found.entries if entry.kind == "base"] == [name]
 
 
 class TestBadInput:
@@ -348,3 +417,20 @@ class TestBadInput:
 
     def test_nothing_at_all_was_given(self):
         self.refuse([], InputError, "no directory was given")
+
+    def test_weights_that_lie_too_deep(self, tmp_path):
+        for language in ("de", "fr"):
+            makers.save_adapter(makers.lora(makers.bert(), 1), tmp_path / "lora" / language)
+        self.refuse(tmp_path, MissingInputError, "lora/de holds weights", "give lora/ itself")
+
+    def test_what_the_system_forbids(self, tmp_path, monkeypatch):
+        makers.write_lora_directory(tmp_path, ("de",))
+        is_file = type(tmp_path).is_file
+
+        def forbidden(path):
+            if "adapters" in path.parts:
+                raise PermissionError(13, "Permission denied", str(path))
+            return is_file(path)
+
+        monkeypatch.setattr(type(tmp_path), "is_file", forbidden)
+        self.refuse(tmp_path, InputError, "adapters/de", "cannot be read (Permission denied)")

@@ -305,3 +305,43 @@ def test_a_diverged_evaluation_in_a_log_is_named(tmp_path):
     write(tmp_path / "checkpoint-2" / "trainer_state.json", json.dumps({"log_history": history}))
     with pytest.raises(InputError, match="eval_de_loss at step 2 is nan"):
         open_checkpoint(tmp_path)
+
+
+def test_a_square_table_without_rows_or_names_is_refused(tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text("stage,de,fr\n")
+    with pytest.raises(InputError, match="has a header and no rows"):
+        open_checkpoint(tmp_path)
+    path.write_text("stage,de,fr\n,.1,.2\n")
+    with pytest.raises(InputError, match="line 2: the row has no name"):
+        open_checkpoint(tmp_path)
+
+
+def test_semicolons_are_named(tmp_path):
+    (tmp_path / "scores.csv").write_text("stage;language;metric;value\n0;de;f1;0,5\n")
+    with pytest.raises(InputError, match="is separated by semicolons"):
+        open_checkpoint(tmp_path)
+
+
+def test_blanks_beside_commas_are_no_part_of_a_cell(tmp_path):
+    (tmp_path / "scores.csv").write_text("stage, language, metric, value\n0, de , f1, .5\n")
+    (tmp_path / "items.csv").write_text("stage, language, item, metric, value\n0, de, a, f1, .5\n")
+    scores = open_checkpoint(tmp_path).scores
+    assert list(scores.frame["language"]) == ["de"]
+    assert list(scores.items["language"]) == ["de"]
+
+
+def test_items_stand_in_a_table_of_tabs_too(tmp_path):
+    makers.write_scores(tmp_path / "scores.csv", ("de",))
+    (tmp_path / "items.tsv").write_text(
+        "stage\tlanguage\titem\tmetric\tvalue\n0\tde\ta, b\taccuracy\t1\n"
+    )
+    items = open_checkpoint(tmp_path).scores.items
+    assert list(items["item"]) == ["a, b"]
+
+
+def test_a_column_of_items_that_stands_twice_is_refused(tmp_path):
+    makers.write_scores(tmp_path / "scores.csv", ("de",))
+    (tmp_path / "items.csv").write_text("stage,language,item,metric,value,value\n0,de,a,f1,1,0\n")
+    with pytest.raises(InputError, match="names the column 'value' twice"):
+        open_checkpoint(tmp_path).scores  # noqa: B018

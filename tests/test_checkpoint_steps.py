@@ -106,6 +106,22 @@ def test_a_stage_after_one_without_weights_has_no_step_and_says_so(tmp_path):
     }
 
 
+def test_stages_of_whole_models_without_the_base_are_compared_among_themselves(tmp_path):
+    models = [makers.bert(seed) for seed in (1, 2, 3)]
+    for stage, (language, model) in enumerate(zip(ORDER, models, strict=True), start=1):
+        makers.save_base(model, tmp_path / "stages" / f"{stage:02d}-{language}")
+    found = open_checkpoint(tmp_path)
+    assert [step.stage for step in found.steps] == [2, 3]
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    torch.testing.assert_close(
+        found.steps[0].dense(name), models[1].state_dict()[name] - models[0].state_dict()[name]
+    )
+    assert [skipped.reason for skipped in found.skipped] == [
+        "what stage 1 changed is unknown: the base is not here"
+    ]
+    assert found.can("overlap")
+
+
 def test_an_adapter_after_a_whole_model_is_no_step(tmp_path):
     makers.write_stages(tmp_path, ORDER)
     shutil.rmtree(tmp_path / "stages" / "02-fr")

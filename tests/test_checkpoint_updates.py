@@ -338,3 +338,38 @@ def test_factors_whose_rank_contradicts_the_configuration_are_refused(tmp_path):
     (update,) = open_checkpoint(tmp_path).updates
     with pytest.raises(InputError, match=r"factors of rank 4, adapter_config\.json says 8"):
         update.factors(next(iter(update.shapes)))
+
+
+@pytest.mark.parametrize(
+    "setting", [{"lora_alpha": "x"}, {"r": None}, {"rank_pattern": [1]}, {"r": 0}]
+)
+def test_settings_that_peft_cannot_use_are_an_error_of_the_file(tmp_path, setting):
+    import json
+
+    makers.write_lora_directory(tmp_path, ("de",))
+    path = tmp_path / "adapters" / "de" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | setting))
+    (update,) = open_checkpoint(tmp_path).updates
+    name = next(iter(update.shapes))
+    with pytest.raises(
+        InputError, match=r"adapter_config\.json: has settings that PEFT cannot use"
+    ):
+        update.dense(name)
+
+
+def test_the_bias_of_a_saved_head_belongs_to_the_head(tmp_path):
+    makers.write_lora_directory(tmp_path, ("de",), modules_to_save=["classifier"])
+    (update,) = open_checkpoint(tmp_path).updates
+    assert set(update.apart) == {"classifier.weight", "classifier.bias"}
+    assert set(update.apart_kinds.values()) == {"saved modules"}
+
+
+def test_dora_finds_its_base_where_the_adapter_says(tmp_path):
+    makers.save_base(makers.bert(), tmp_path / "models of ours")
+    root = tmp_path / "checkpoint"
+    makers.save_adapter(
+        makers.lora(makers.bert(), 1, use_dora=True, base=str(tmp_path / "models of ours")),
+        root / "adapters" / "de",
+    )
+    (update,) = open_checkpoint(root).updates
+    assert update.dense(next(iter(update.shapes))).abs().sum() > 0

@@ -371,3 +371,28 @@ def test_a_mask_with_a_damaged_payload(subnet, arc):
     path.write_bytes(raw)
     err = refused(subnet, "analyze", "masks", left=("arc", "masks"))
     assert "masks/de.safetensors" in err
+
+
+@pytest.mark.parametrize("command", ["analyze", "extract"])
+def test_the_default_output_is_not_put_into_the_checkpoint(subnet, arc, monkeypatch, command):
+    before = sorted(path.name for path in arc.iterdir())
+    monkeypatch.chdir(arc)
+    code, out, err = subnet(command, ".")
+    assert code == 2
+    assert out == ""
+    assert "is inside the directory that is read" in err
+    assert "such as " in err
+    assert sorted(path.name for path in arc.iterdir()) == before
+
+
+def test_runs_in_folders_of_one_name_are_extracted(subnet, arc, tmp_path):
+    for run in ("one", "two"):
+        shutil.copytree(arc, tmp_path / run / "arc")
+    code, _, err = subnet("extract", "one/arc", "two/arc", "--out", "masks")
+    assert code == 0, err
+    assert sorted(path.name for path in (tmp_path / "masks" / "runs").iterdir()) == ["one", "two"]
+
+
+def test_names_are_not_folded_in_a_pipe(subnet, arc):
+    _, out, _ = subnet("relate", "arc", *FAST)
+    assert "subspace_similarity_right" in out

@@ -269,3 +269,24 @@ def test_json_holds_null_where_a_number_is_undefined(tmp_path):
 )
 def test_plain_content_survives_json(content):
     assert json.loads(_files.to_json(content)) == content
+
+
+def test_nothing_is_written_into_what_is_read(tmp_path):
+    read = tmp_path / "read"
+    read.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(read)
+    for target in (read / "new", read / "deep" / "er", link / "new"):
+        with (
+            pytest.raises(OutputError, match="is inside the directory that is read"),
+            _files.new_directory(target, outside=[read]),
+        ):
+            pass
+    with _files.new_directory(tmp_path / "read-analysis", outside=[read]):
+        pass
+    assert list(read.iterdir()) == []
+
+
+def test_a_name_that_the_system_refuses_is_one_line(tmp_path):
+    with pytest.raises(OutputError, match="cannot be written"):
+        _files.check_output(tmp_path / ("x" * 300))

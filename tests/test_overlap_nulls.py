@@ -222,3 +222,17 @@ def test_less_than_chance_has_negative_z_and_a_large_p_value():
         assert row["value"] == 0
         assert row["z"] < 0
         assert row["p_value"] > 0.9
+
+
+def test_masks_in_a_few_columns_say_that_their_p_is_rough():
+    """All weights in one of 96 columns meet with probability .0104; three moments say .003."""
+    column = np.zeros((96, 96), dtype=bool)
+    column[:60, 0] = True
+    meeting = measure_overlap([mask("de", {WEIGHT: column}), mask("fr", {WEIGHT: column})])
+    row = one_row(meeting, "jaccard")
+    assert row["p_value"] < 1 / 96
+    assert "p is rough" in row["reason"]
+    assert one_row(meeting, "jaccard", null="element")["reason"] == ""
+    rng = np.random.default_rng(2)
+    spread = [mask(f"x{n}", {WEIGHT: low_rank_mask(rng, (96, 96), 2, 1.0)[0]}) for n in range(12)]
+    assert (measure_overlap(spread, measures=("jaccard",)).frame["reason"] == "").mean() > 0.9

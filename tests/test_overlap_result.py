@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 from statsmodels.stats.multitest import multipletests
 
@@ -46,7 +47,7 @@ def masks_overlap(things) -> Overlap:
 def test_the_fixed_columns_come_first_and_a_row_names_its_null(masks_overlap, updates_overlap):
     for overlap, nulls in (
         (masks_overlap, {"element", "structure"}),
-        (updates_overlap, {"rotation"}),
+        (updates_overlap, {"structure", "rotation"}),
     ):
         frame = overlap.to_frame()
         assert tuple(frame.columns[:13]) == COLUMNS["overlap"]
@@ -101,10 +102,12 @@ def test_without_replicates_there_is_no_ceiling_and_no_position():
 
 
 @pytest.mark.parametrize("which", ["masks_overlap", "updates_overlap"])
-def test_q_values_are_those_of_benjamini_and_hochberg_within_measure_level_and_null(which, request):
+def test_q_values_are_those_of_benjamini_and_hochberg_within_run_measure_level_and_null(
+    which, request
+):
     frame = request.getfixturevalue(which).frame
     checked = 0
-    for _, rows in frame.groupby(["comparison", "measure", "level", "null"]):
+    for _, rows in frame.groupby(["run", "comparison", "measure", "level", "null"]):
         defined = rows[rows["p_value"].notna()]
         expected = multipletests(defined["p_value"], method="fdr_bh")[1]
         assert np.allclose(defined["q_value"], expected)
@@ -142,7 +145,7 @@ def test_others_gives_directed_rows_of_each_with_each_in_the_same_run():
     steps = [AdapterStep(u.language, u.weights, stage=n) for n, u in enumerate(base, 1)]
     overlap = measure_overlap(steps, others=adapters(3, seed=8))
     assert overlap.source == "steps"
-    rows = overlap.frame[(overlap.frame["measure"] == "cosine") & (overlap.frame["level"] == "all")]
+    rows = overlap.rows("cosine")
     assert len(rows) == 9
     assert set(zip(rows["language_a"], rows["language_b"], strict=True)) == {
         (f"x{a}", f"x{b}") for a in range(3) for b in range(3)
@@ -150,6 +153,25 @@ def test_others_gives_directed_rows_of_each_with_each_in_the_same_run():
     table = overlap.matrix("cosine")
     assert not np.allclose(table.fillna(0), table.T.fillna(0))
     assert overlap.replicates.empty
+    assert np.isnan(np.diag(table)).all()
+    # a step beside its own language's adapter is no test of sharing: it is corrected by itself
+    apart = rows[rows["language_a"] != rows["language_b"]]
+    assert np.allclose(apart["q_value"], multipletests(apart["p_value"], method="fdr_bh")[1])
+    assert overlap.floor("subspace_similarity") == pytest.approx(
+        overlap.pairs("subspace_similarity")["expected"].mean()
+    )
+    assert len(overlap.pairs("cosine")) == 6
+
+
+def test_another_run_beside_it_changes_no_number_of_a_run(things):
+    alone, beside = measure_overlap(things[:4]), measure_overlap(things)
+    columns = ["language_a", "language_b", "value", "expected", "z", "p_value", "q_value"]
+    for measure in ("cosine", "subspace_similarity", "principal_angle"):
+        one, other = (overlap.pairs(measure)[columns] for overlap in (alone, beside))
+        assert len(one) == 6
+        pd.testing.assert_frame_equal(one, other)
+        assert alone.floor(measure) == beside.floor(measure)
+    assert set(alone.graph("cosine").edges) == set(beside.graph("cosine").edges)
 
 
 def test_result_says_how_it_was_made(masks_overlap, updates_overlap):

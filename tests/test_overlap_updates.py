@@ -1,5 +1,8 @@
 """Overlap of updates: against dense ΔW, scipy's subspace angles, and sampled rotations."""
 
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +18,7 @@ from overlap_things import (
     rejected,
     values,
 )
-from subnet.overlap import UPDATE_MEASURES, _modules, _rotation, measure_overlap
+from subnet.overlap import UPDATE_MEASURES, _modules, _rotation, _structure, measure_overlap
 
 NAME = "encoder.layer.0.query.weight"
 
@@ -216,9 +219,10 @@ def test_three_to_seven_percent_of_independent_adapters_are_rejected(rank):
     )
     assert overlap.warnings == ()
     for measure in UPDATE_MEASURES:
-        for level in ("all", "module"):
-            share = rejected(overlap, measure, null="rotation", level=level)
-            assert 0.03 <= share <= 0.07, (measure, level, share)
+        for null in dict.fromkeys(("rotation", overlap.headline_null(measure))):
+            for level in ("all", "module"):
+                share = rejected(overlap, measure, null=null, level=level)
+                assert 0.03 <= share <= 0.07, (measure, null, level, share)
 
 
 def test_a_shared_direction_is_found_and_an_opposed_one_is_not():
@@ -277,7 +281,7 @@ def test_steps_of_one_run_are_said_to_continue_one_adapter():
 
 
 def full(update: Adapter) -> Adapter:
-    return Adapter(update.language, update.weights, is_low_rank=False)
+    return dataclasses.replace(update, is_low_rank=False)
 
 
 def test_full_updates_give_the_cosine_and_subspaces_of_the_same_adapters(monkeypatch):
@@ -315,3 +319,145 @@ def test_the_stated_number_of_singular_vectors_of_a_wide_full_update():
     assert np.array_equal(
         values(overlap, "subspace_similarity"), values(again, "subspace_similarity")
     )
+
+
+def concentrated(count, *, seed, shapes, rank=8, spread=1.0, shared=False, shared_a=False):
+    """Independent adapters whose columns, and with them the inputs, have log-normal scales."""
+    rng = np.random.default_rng(seed)
+    common = {
+        n: (rng.standard_normal(i), rng.standard_normal((rank, i))) for n, (_, i) in shapes.items()
+    }
+    things = []
+    for number in range(count):
+        weights = {}
+        for name, (o, i) in shapes.items():
+            scale = np.exp(spread * (common[name][0] if shared else rng.standard_normal(i)))
+            a = rng.standard_normal((rank, i))
+            a = (common[name][1] + 0.1 * a if shared_a else a) * scale
+            b = rng.standard_normal((o, rank))
+            weights[name] = (torch.from_numpy(b).float(), torch.from_numpy(a).float())
+        things.append(Adapter(f"x{number}", weights))
+    return things
+
+
+HALF = {name: shape for name, shape in SHAPES.items() if "layer.0" in name}
+
+
+@pytest.mark.parametrize(
+    ("rank", "details", "fooled"),
+    [
+        (2, {"spread": 0.0}, False),
+        (2, {}, False),
+        (8, {}, False),
+        (2, {"shared": True}, True),
+        (8, {"shared": True}, True),
+        (8, {"spread": 0.0, "shared_a": True}, True),
+        (8, {"shared": True, "shared_a": True}, True),
+    ],
+    ids=str,
+)
+def test_outlier_columns_and_a_shared_start_do_not_fool_the_headline_null_of_the_cosine(
+    rank, details, fooled
+):
+    things = concentrated(80, seed=rank, shapes=HALF, rank=rank, **details)
+    overlap = measure_overlap(things, measures=("cosine",), levels=("all", "module"))
+    for level in ("all", "module"):
+        assert 0.03 <= rejected(overlap, "cosine", null="structure", level=level) <= 0.07
+        assert (rejected(overlap, "cosine", null="rotation", level=level) > 0.12) == fooled
+
+
+@pytest.mark.parametrize("rank", [2, 8])
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_outlier_columns_of_their_own_do_not_fool_the_headline_null_of_subspaces(rank, spread):
+    things = concentrated(80, seed=rank, shapes=HALF, rank=rank, spread=spread)
+    measures = ("subspace_similarity", "subspace_similarity_right")
+    overlap = measure_overlap(things, measures=measures, levels=("all", "module"))
+    for measure in measures:
+        for level in ("all", "module"):
+            assert 0.03 <= rejected(overlap, measure, null="structure", level=level) <= 0.07
+    fooled = rejected(overlap, measures[1], null="rotation", level="module") > 0.08
+    assert fooled == (spread > 0)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_variance_under_random_signs_of_the_rows_is_that_of_all_of_them(transposed):
+    """Every one of 2⁶ sign patterns of the outputs of dense ΔW, two modules of different ranks."""
+    shapes = {NAME: (3, 5), "encoder.layer.1.query.weight": (3, 4)}
+    one, other = (adapter(n, seed=k, shapes=shapes, rank=k) for n, k in (("de", 2), ("fr", 3)))
+    products = [(one.dense(n).double() * other.dense(n).double()).numpy() for n in shapes]
+    x = [
+        np.sum(products[0] * np.reshape(signs[:3], (3, 1)))
+        + np.sum(products[1] * np.reshape(signs[3:], (3, 1)))
+        for signs in itertools.product((-1.0, 1.0), repeat=6)
+    ]
+    if transposed:
+        one, other = (
+            Adapter(
+                u.language,
+                {n: (a.T, b.T) for n, (b, a) in u.weights.items()},
+                transposed=frozenset(shapes),
+            )
+            for u in (one, other)
+        )
+    row = one_row(measure_overlap([one, other], measures=("cosine",)), "cosine")
+    observed = x[-1]  # all signs +1
+    assert np.mean(x) == pytest.approx(0, abs=1e-9)
+    assert row["z"] == pytest.approx(observed / np.std(x), rel=1e-5)
+    assert row["p_value"] == pytest.approx(stats.norm.sf(observed / np.std(x)), rel=1e-5)
+    full_rank = measure_overlap([full(one), full(other)], measures=("cosine",))
+    assert one_row(full_rank, "cosine")["z"] == pytest.approx(row["z"], rel=1e-5)
+
+
+def test_a_sign_test_over_few_rows_never_says_more_than_its_rows_can():
+    things = [adapter("de", seed=1, shapes={NAME: (3, 40)}, rank=1)]
+    b, a = things[0].weights[NAME]
+    even = Adapter(things[0].language, {NAME: (torch.ones_like(b), a)})
+    row = one_row(
+        measure_overlap([even, Adapter("x1", even.weights)], measures=("cosine",)), "cosine"
+    )
+    assert row["z"] == pytest.approx(np.sqrt(3), rel=1e-5)
+    assert row["p_value"] == pytest.approx(1 / 8)  # the normal tail is .042
+
+
+def test_updates_whose_rows_never_meet_are_undefined_with_a_reason():
+    upper, lower = (torch.zeros(6, 2) for _ in range(2))
+    upper[:3], lower[3:] = 1.0, 1.0
+    a = adapter("de", seed=1, shapes={NAME: (6, 5)}, rank=2).weights[NAME][1]
+    overlap = measure_overlap(
+        [Adapter("x0", {NAME: (upper, a)}), Adapter("x1", {NAME: (lower, a)})], measures=("cosine",)
+    )
+    row = one_row(overlap, "cosine")
+    assert (row["value"], row["reason"]) == (0.0, "the null model allows one value only")
+    assert np.isnan(row["p_value"])
+
+
+@pytest.mark.parametrize(("n", "p", "q"), [(4, 1, 2), (5, 2, 2), (4, 3, 1)])
+def test_variance_of_subspaces_equals_complete_enumeration_of_signed_permutations(n, p, q):
+    rng = np.random.default_rng((n, p, q))
+    scale = np.exp(rng.standard_normal(n))[:, None]
+    u, v = (np.linalg.qr(rng.standard_normal((n, k)) * scale)[0] for k in (p, q))
+    one, other = u @ u.T, v @ v.T
+    x = []
+    for order in itertools.permutations(range(n)):
+        moved = other[np.ix_(order, order)]
+        for signs in itertools.product((-1.0, 1.0), repeat=n - 1):
+            flip = np.array([1.0, *signs])
+            x.append(np.sum(one * moved * np.outer(flip, flip)))
+    assert np.mean(x) == pytest.approx(p * q / n)
+    focus = [np.array(np.sum(np.diagonal(m) ** 2)) for m in (one, other)]
+    variance = _structure.projection_variance(n, np.array(float(p)), np.array(float(q)), *focus)
+    assert variance == pytest.approx(np.var(x))
+
+
+def test_subspace_rows_carry_the_enumerated_variance():
+    shapes = {NAME: (7, 6)}
+    things = [adapter(n, seed=k, shapes=shapes, rank=2) for n, k in (("de", 1), ("fr", 2))]
+    overlap = measure_overlap(things)
+    for side, suffix in (("left", ""), ("right", "_right")):
+        bases = [leading(u.dense(NAME), 2, side) for u in things]
+        n = len(bases[0])
+        focus = [np.array(np.sum(np.sum(u**2, axis=1) ** 2)) for u in bases]
+        two = np.array(2.0)
+        variance = _structure.projection_variance(n, two, two, *focus)
+        row = one_row(overlap, f"subspace_similarity{suffix}")
+        assert row["z"] == pytest.approx(2 * (row["value"] - row["expected"]) / variance**0.5)

@@ -422,7 +422,7 @@ def test_headline_files_missing() -> None:
     assert no_overlap.endswith("hold no adapters or masks of which to measure the overlap.")
 
 
-def test_a_small_q_beside_an_interval_across_zero_is_no_headline() -> None:
+def test_a_small_q_beside_an_interval_across_zero_says_so() -> None:
     from subnet.relation._headline import write_headline
 
     row = {
@@ -431,9 +431,17 @@ def test_a_small_q_beside_an_interval_across_zero_is_no_headline() -> None:
         "expected_sign": "negative", "reason": "",
     }  # fmt: skip
     found = write_headline(row, "masks", ["same_script"])
-    assert found.state == "not associated"
+    assert found.state == "associated"
     assert "p < 0.001 (q = 0.01)" in found.sentence
-    assert found.sentence.endswith("which leaves out one language at a time, includes 0.")
+    assert found.sentence.endswith(
+        "The interval, which leaves out one language at a time, includes 0: how strong the "
+        "association is, these data do not say."
+    )
+    lonely = row | {"ci_low": float("nan"), "ci_high": float("nan"), "reason": "no interval"}
+    sentence = write_headline(lonely, "masks", ["same_script"]).sentence
+    assert sentence.endswith("It may hang on one language: no interval.")
+    far = write_headline(row | {"q_value": 0.051}, "masks", ["same_script"])
+    assert far.state == "not associated"
 
 
 def test_provenance_says_everything_a_number_depends_on() -> None:

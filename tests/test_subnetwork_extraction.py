@@ -46,6 +46,9 @@ class GivenUpdate:
         found = {**self.changes, **self.others}[parameter]
         return torch.from_numpy(np.asarray(found, dtype=np.float32))
 
+    def blocks(self, parameter):
+        yield self.dense(parameter)
+
 
 def random_update(seed=0, **details):
     rng = np.random.default_rng(seed)
@@ -279,3 +282,13 @@ def test_saved_subnetworks_are_a_checkpoint_of_masks(trained, tmp_path):
     for label in back.languages:
         assert back[label] == subnets[label]
         assert back[label].settings == subnets[label].settings
+
+
+def test_a_checkpoint_of_stages_alone_gives_what_each_stage_changed(tmp_path):
+    import checkpoint_makers as makers
+
+    makers.write_stages(tmp_path, ("de", "fr"))
+    checkpoint = open_checkpoint(tmp_path)
+    found = extract(checkpoint)
+    assert found.languages == ("de", "fr")
+    assert [member.settings["stage"] for member in found] == [1, 2]

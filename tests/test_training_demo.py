@@ -132,6 +132,16 @@ def test_two_runs_with_one_seed_give_the_same_bytes(demo: Path, tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["second"]
 
 
+def test_many_examples_get_more_base_steps_than_the_fewest(tmp_path: Path) -> None:
+    changes = {"base_steps": 1, "base_epochs": 0.5, "adapter_steps": 1, "replicates": 0}
+    settings = DemoSettings(**{**TINY, **changes})
+    demo = run_demo(tmp_path / "demo", languages=["en", "ru"], settings=settings)
+    run = json.loads((demo / "run.json").read_text())
+    n = len(examples(demo / "train.jsonl"))
+    assert run["base_steps"] == -(-n // 128)  # half a pass in batches of 64
+    assert run["base_steps"] > 1
+
+
 def test_another_seed_gives_other_weights_split_and_seeds(demo: Path, run: dict, tmp_path) -> None:
     settings = DemoSettings(**{**TINY, "base_steps": 1, "adapter_steps": 1, "replicates": 0})
     other = run_demo(tmp_path / "other", languages=LANGUAGES, settings=settings, seed=1)

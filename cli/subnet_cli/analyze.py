@@ -42,7 +42,7 @@ def command(
 
     checkpoint = open_checkpoint(paths)
     target = out or Path(f"{checkpoint.name}-analysis")
-    check_output(target, overwrite=overwrite)
+    check_output(target, overwrite=overwrite, outside=checkpoint.directories)
     with progress(quiet=quiet or json) as report:
         analysis = analyze(
             checkpoint,

@@ -34,12 +34,10 @@ def progress(*, quiet: bool) -> Iterator[Progress | None]:
         TimeElapsedColumn(),
     )
     with Bar(*columns, console=console, transient=True) as bar:
-        tasks: dict[str, int] = {}
+        task = bar.add_task("starting")
 
         def report(step: str, done: int, total: int) -> None:
-            if step not in tasks:
-                tasks[step] = bar.add_task(step, total=total)
-            bar.update(tasks[step], completed=done, total=total)  # type: ignore[arg-type]
+            bar.update(task, description=step, completed=done, total=total)
 
         yield report
 
@@ -56,15 +54,16 @@ def print_table(frame: pd.DataFrame, *, title: str = "") -> None:
         table.add_column(str(column), justify="right" if numeric else "left", overflow="fold")
     for row in frame.itertuples(index=False):
         table.add_row(*(escape(show(value)) for value in row))
-    stdout().print(table)
+    # In a pipe, whole names are worth more than lines that fit.
+    stdout(piped_width=160).print(table)
 
 
-def stdout() -> Console:
-    """The console for results: as wide as the terminal, 100 columns where there is none."""
+def stdout(*, piped_width: int = 100) -> Console:
+    """The console for results: as wide as the terminal, of a given width where there is none."""
     from rich.console import Console
 
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=100)
+    return console if console.is_terminal else Console(highlight=False, width=piped_width)
 
 
 def show(value: object) -> str:

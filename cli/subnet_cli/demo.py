@@ -49,6 +49,8 @@ def command(
     target = out or Path(f"{directory.absolute().name}-analysis")
     check_output(target, overwrite=overwrite)
     chosen = languages if languages in ("default", "all") else languages.split(",")
+    if not quiet:
+        typer.echo("training, then analysing: about three minutes for twelve languages", err=True)
     with progress(quiet=quiet or json) as report:
         run_demo(
             directory,

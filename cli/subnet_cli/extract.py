@@ -38,7 +38,7 @@ def command(
 
     checkpoint = open_checkpoint(paths)
     target = out or Path(f"{checkpoint.name}-masks")
-    check_output(target, overwrite=overwrite)
+    check_output(target, overwrite=overwrite, outside=checkpoint.directories)
     subnetworks = extract(checkpoint, method=method, density=density, scope=scope)
     with new_directory(target, overwrite=overwrite) as building:
         subnetworks.save(building)

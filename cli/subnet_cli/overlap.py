@@ -45,9 +45,9 @@ def command(
     from subnet.checkpoint import open_checkpoint
     from subnet.overlap import write_graph
 
-    if out is not None:
-        check_output(out, overwrite=overwrite)
     checkpoint = open_checkpoint(paths)
+    if out is not None:
+        check_output(out, overwrite=overwrite, outside=checkpoint.directories)
     overlap = overlap_by_measure(checkpoint, measure, density=density, scope=scope, seed=seed)
     if out is not None:
         with new_directory(out, overwrite=overwrite) as building:
@@ -55,8 +55,7 @@ def command(
             graph = overlap.graph(measure, families=checkpoint.families, seed=seed)
             write_graph(graph, building, measure)
             write_run_record(building, "overlap", overlap.provenance.to_dict(), checkpoint)
-    frame = overlap.to_frame()
-    rows = frame[(frame["measure"] == measure) & (frame["level"] == "all")]
+    rows = overlap.rows(measure)
     rows = rows.sort_values("value", ascending=False, kind="stable")
     if json:
         typer.echo(to_json(rows.to_dict(orient="records")))

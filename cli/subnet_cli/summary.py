@@ -23,7 +23,8 @@ def print_checkpoint(checkpoint: Checkpoint) -> None:
     console = stdout()
     labels = ", ".join(language.label for language in checkpoint.languages)
     console.print(f"[bold]{escape(str(checkpoint.path))}[/bold]")
-    console.print(f"{len(checkpoint.languages)} languages: {escape(labels)}\n")
+    several = "" if len(checkpoint.languages) == 1 else "s"
+    console.print(f"{len(checkpoint.languages)} language{several}: {escape(labels)}\n")
 
     found = _table("Found", "what", "n", "recognised as", "languages", "where")
     for entries in _alike(checkpoint.entries):

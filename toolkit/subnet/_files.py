@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,22 +36,26 @@ _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 @contextlib.contextmanager
-def new_directory(target: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_directory(
+    target: str | Path, *, overwrite: bool = False, outside: Iterable[Path] = ()
+) -> Iterator[Path]:
     """Build a directory that appears under its name only when it is complete.
 
     Args:
         target: The final place. Its parents are created.
         overwrite: Replace a directory that is there, provided it holds our `run.json`; it is moved
             aside first and removed only once the new one stands.
+        outside: Directories that are read, into which nothing is written.
 
     Yields:
         A temporary sibling to write into.
 
     Raises:
-        OutputError: The place is taken, is not ours to replace, or cannot be written.
+        OutputError: The place is taken, is not ours to replace, is inside what is read, or cannot
+            be written.
     """
     target = Path(target)
-    check_output(target, overwrite=overwrite)
+    check_output(target, overwrite=overwrite, outside=outside)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -78,13 +82,35 @@ def new_directory(target: str | Path, *, overwrite: bool = False) -> Iterator[Pa
         shutil.rmtree(building, ignore_errors=True)
 
 
-def check_output(target: str | Path, *, overwrite: bool = False) -> None:
+def check_output(
+    target: str | Path, *, overwrite: bool = False, outside: Iterable[Path] = ()
+) -> None:
     """Refuse an output directory early, before any work is done for it.
 
+    Args:
+        target: The final place.
+        overwrite: Whether a directory that is there and ours may be replaced.
+        outside: Directories that are read, into which nothing is written.
+
     Raises:
-        OutputError: The place is taken, is not ours to replace, or cannot be written.
+        OutputError: The place is taken, is not ours to replace, is inside what is read, or cannot
+            be written.
     """
     target = Path(target)
+    try:
+        _check_output(target, overwrite, outside)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+
+
+def _check_output(target: Path, overwrite: bool, outside: Iterable[Path]) -> None:
+    for directory in outside:
+        if target.resolve().is_relative_to(directory.resolve()):
+            raise OutputError(
+                "is inside the directory that is read, into which nothing is written",
+                path=target,
+                fix=f"choose another place with --out, such as {directory.parent / target.name}",
+            )
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         if not overwrite:
             raise OutputError(
@@ -206,18 +232,23 @@ def read_json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def read_csv_rows(path: str | Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows of a CSV or TSV file with a header, each with its line number.
+    """Rows of a CSV or TSV file with a header, each with its line number, cells stripped.
 
     Raises:
         FileFormatError: It is not text, has no header, or a row has too many or too few fields.
     """
     with open_text(path) as file:
-        delimiter = "\t" if Path(path).suffix == ".tsv" else ","
-        reader = csv.reader(file, delimiter=delimiter)
+        reader = csv.reader(file, delimiter=delimiter_of(path))
         try:
             header = [name.strip() for name in next(reader, [])]
             if not any(header):
                 raise FileFormatError("is empty", path=path, expected="a header line")
+            if len(header) == 1 and ";" in header[0]:
+                raise FileFormatError(
+                    "is separated by semicolons",
+                    path=path,
+                    expected="commas, or tabs in a .tsv, and decimal points",
+                )
             if len(set(header)) < len(header):
                 twice = next(name for name in header if header.count(name) > 1)
                 raise FileFormatError(f"names the column {twice!r} twice", path=path)
@@ -230,9 +261,14 @@ def read_csv_rows(path: str | Path) -> Iterator[tuple[int, dict[str, str]]]:
                         path=path,
                         expected=f"{len(header)} ({', '.join(header)})",
                     )
-                yield reader.line_num, dict(zip(header, row, strict=True))
+                yield reader.line_num, dict(zip(header, map(str.strip, row), strict=True))
         except csv.Error as error:
             raise FileFormatError(f"line {reader.line_num}: {error}", path=path) from error
+
+
+def delimiter_of(path: str | Path) -> str:
+    """What separates the cells of a table: tabs in `.tsv`, commas otherwise."""
+    return "\t" if Path(path).suffix == ".tsv" else ","
 
 
 @contextlib.contextmanager
@@ -249,6 +285,17 @@ def open_text(path: str | Path) -> Iterator[Any]:
         raise MissingInputError("is not there", path=path) from error
     except (IsADirectoryError, PermissionError) as error:
         raise InputError(f"cannot be read ({error.strerror})", path=path) from error
+
+
+@contextlib.contextmanager
+def saying_unreadable() -> Iterator[None]:
+    """Turn what the system forbids into an error that names the file; also a decorator."""
+    try:
+        yield
+    except PermissionError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror})", path=error.filename, fix="ask for access to it"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -325,7 +325,8 @@ def _resolve(code: str, label: str, path: str | Path | None) -> Language:
             if code == label
             else f"{label!r} is declared as {code!r}, which is no language code",
             path=path,
-            expected="a BCP 47 or ISO 639 code such as de, deu, zho_Hans or pt-BR",
+            expected="a BCP 47 or ISO 639 code such as de, deu, zho_Hans or pt-BR, or de>en for a "
+            "translation direction",
             fix=f'rename it, or say what it means in subnet.toml: [languages."{label}"] tag = "…"',
         )
     tag, language, script, territory, name = standard

@@ -70,7 +70,9 @@ def methods_paragraph(analysis: Analysis) -> str:
     if "updates" in analysis.overlaps:
         parts.append(
             "Overlap of updates was computed from their low-rank factors (Hu et al., 2022) and "
-            "compared with independent random rotations."
+            "compared with a structure-preserving null model: for the cosine, random signs of the "
+            "rows of one update; for subspaces, their coordinates permuted with random signs; for "
+            "principal angles, independent random rotations."
         )
     if analysis.forgetting is not None:
         parts.append(
@@ -88,5 +90,8 @@ def methods_paragraph(analysis: Analysis) -> str:
             f"{settings['n_permutations']} permutations of the languages (seed "
             f"{analysis.provenance.seed})."
         )
-    parts.append("p-values were corrected after Benjamini and Hochberg (1995).")
+    parts.append(
+        "p-values were corrected after Benjamini and Hochberg (1995): of overlap over the pairs of "
+        "a run, measure and level; of the relation over all predictors, measures and modules."
+    )
     return " ".join(parts)

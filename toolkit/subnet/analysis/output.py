@@ -45,7 +45,8 @@ _GRAPHS = {
 def save(analysis: Analysis, directory: Path, *, overwrite: bool) -> Path:
     """Write everything into a directory that appears when it is complete."""
     content = report_content(analysis, inputs_of(analysis.checkpoint))
-    with new_directory(directory, overwrite=overwrite) as building:
+    outside = analysis.checkpoint.directories
+    with new_directory(directory, overwrite=overwrite, outside=outside) as building:
         for folder in ("tables", "graphs", "figures"):
             (building / folder).mkdir()
         (building / "report.html").write_text(render_report(content), encoding="utf-8")
@@ -100,7 +101,8 @@ def key_numbers(analysis: Analysis) -> list[str]:
     """The main numbers, a line each, for the terminal and the head of the page."""
     checkpoint = analysis.checkpoint
     scripts = {language.script for language in checkpoint.languages if language.script}
-    lines = [f"{len(checkpoint.languages)} languages in {len(scripts)} scripts"]
+    languages = f"{len(checkpoint.languages)} language{'s' * (len(checkpoint.languages) != 1)}"
+    lines = [f"{languages} in {len(scripts)} script{'s' * (len(scripts) != 1)}"]
     names = {
         "masks": ("jaccard", "Jaccard of the masks"),
         "updates": ("cosine", "cosine of the updates"),
@@ -128,7 +130,7 @@ def key_numbers(analysis: Analysis) -> list[str]:
 
 _SHOWN_MEASURES = {
     "own_gain": "gain on the own turn",
-    "immediate_effect": "effect of another's turn",
+    "immediate_effect": "effect of another's turn (positive: improved)",
     "loss_since_start": "loss since the start",
     "forgetting_since_turn": "forgetting since the turn",
 }
@@ -196,12 +198,25 @@ def write_run_record(
     directory: Path,
     command: str,
     settings: Mapping[str, Any],
-    checkpoint: Checkpoint,
+    source: Checkpoint | Mapping[str, str],
     *,
     seed: int | None = None,
     method: Method | None = None,
 ) -> None:
-    """Write `run.json`: how a directory was made, and from what."""
+    """Write `run.json`: how a directory was made, and from what.
+
+    Args:
+        directory: Where to write it.
+        command: What made the directory.
+        settings: Every setting that the content depends on.
+        source: The checkpoint that was read, or the SHA-256 of each file by its name.
+        seed: Seed of the random parts.
+        method: The method as the report states it, with the inputs already hashed.
+    """
+    if method is not None:
+        inputs = dict(method.inputs)
+    else:
+        inputs = dict(source) if isinstance(source, Mapping) else inputs_of(source)
     record = {
         "format": 1,
         "tool": "subnet-toolkit",
@@ -210,7 +225,7 @@ def write_run_record(
         "seed": seed,
         "settings": dict(settings),
         "versions": versions(*LIBRARIES),
-        "inputs": inputs_of(checkpoint) if method is None else dict(method.inputs),
+        "inputs": inputs,
     }
     if method is not None:
         record |= {"methods": method.paragraph, "bibtex": method.bibtex}
@@ -251,14 +266,14 @@ def _graphs(analysis: Analysis) -> dict[str, nx.Graph[str]]:
 
 
 def _overlap_numbers(analysis: Analysis) -> dict[str, dict[str, dict[str, float]]]:
-    """Per comparison and measure: mean over pairs, floor, ceiling, pairs that exceed chance."""
+    """Per comparison and measure: mean over the pairs of one run, floor, how many exceed chance.
+
+    The run is `main`, or the first; the ceiling compares runs.
+    """
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, overlap in analysis.overlaps.items():
         for measure in overlap.measures:
-            rows = overlap.rows(measure)
-            pairs = rows[
-                (rows["comparison"] == "between") & (rows["language_a"] != rows["language_b"])
-            ]
+            pairs = overlap.pairs(measure)
             exceeding = (pairs["q_value"] < 0.05) & (pairs["z"] > 0)
             found.setdefault(name, {})[measure] = {
                 "mean": float(pairs["value"].mean()),

@@ -162,12 +162,12 @@ def analyze(
     forgetting, groups = None, None
     if checkpoint.can("forgetting"):
         forgetting = measure_forgetting(checkpoint.scores, seed=seed)
+        metric = _metric(forgetting, metric)
         groups = forgetting.groups(groupings(confounds.frame), n_permutations=n_permutations)
 
     step("relation")
     relation = None
-    if forgetting is not None and overlaps and checkpoint.can("relation"):
-        metric = _metric(forgetting, metric)
+    if forgetting is not None and metric and overlaps and checkpoint.can("relation"):
         relation = relate(
             forgetting,
             overlap=overlaps,
@@ -203,10 +203,8 @@ def find_subnetworks(checkpoint: Checkpoint, *, density: float, scope: str) -> S
     masks = [entry for entry in checkpoint.entries if entry.kind == "mask"]
     if masks:
         return load_subnetworks(checkpoint)
-    if checkpoint.updates:
+    if checkpoint.updates or checkpoint.steps:
         return extract(checkpoint, density=density, scope=scope)
-    if checkpoint.steps:
-        return extract(checkpoint.steps, density=density, scope=scope)
     return None
 
 

@@ -7,6 +7,9 @@ from pathlib import Path, PurePosixPath
 from subnet.checkpoint.inventory import Root
 from subnet.checkpoint.tensors import TensorStore, has_model, open_model_store
 
+#: Identity of a base that neither an adapter nor the directory names.
+NOT_STATED = "not stated"
+
 
 class Bases:
     """The base models of one checkpoint, each opened once."""
@@ -44,7 +47,7 @@ class Bases:
         store = self.store(place)
         if store is not None:
             return self.fingerprint(store)
-        return stated or (place.name if place is not None else "not stated")
+        return stated or (place.name if place is not None else NOT_STATED)
 
 
 def _place(stated: str | None, root: Root, adapter: Path) -> Path | None:

@@ -9,10 +9,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from subnet import _files
+from subnet._tables import MAIN_RUN
 from subnet.checkpoint import peft
-from subnet.checkpoint.base import Bases
+from subnet.checkpoint.base import NOT_STATED, Bases
 from subnet.checkpoint.full import FullChange
-from subnet.checkpoint.inventory import Entry, Root, Skipped, follows, has_weights
+from subnet.checkpoint.inventory import (
+    Entry,
+    Root,
+    Skipped,
+    has_weights,
+    start_of_step,
+    weights_of_stages,
+)
 from subnet.checkpoint.lora import LoraChange
 from subnet.checkpoint.records import Records, Scores, build_scores
 from subnet.checkpoint.settings import CheckpointSettings
@@ -58,6 +66,11 @@ class Checkpoint:
     _records: Records = field(repr=False)
     _index: LanguageIndex = field(repr=False)
 
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """The directories that are read, absolute: nothing is written into them."""
+        return tuple(root.path for root in self._roots)
+
     @cached_property
     def updates(self) -> tuple[Update, ...]:
         """What training changed for each language, against the base: every run's.
@@ -95,13 +108,10 @@ class Checkpoint:
         """
         found = []
         for run in self.runs:
-            stages = {
-                entry.stage: entry
-                for entry in self.entries
-                if entry.kind == "stage" and entry.run == run and has_weights(entry.path)
-            }
-            for number, entry in sorted(stages.items(), key=lambda item: item[0] or 0):
-                if number and entry.language and follows(number, stages):
+            stages = weights_of_stages(self.entries, run)
+            for number, entry in stages.items():
+                known = number and not start_of_step(number, stages, self._root(run))
+                if known and entry.language:
                     found.append(self._step(entry, number, stages.get(number - 1)))
         _refuse_other_bases(found)
         return tuple(found)
@@ -224,11 +234,14 @@ class Checkpoint:
         }
 
     def relative(self, path: Path) -> str:
-        """A path as a reader of the report sees it: inside the directory, never absolute."""
-        for root in (self.path, *(root.path for root in self._roots)):
-            if path.is_relative_to(root):
-                inside = path.relative_to(root).as_posix()
-                return inside if root == self.path else f"{root.name}/{inside}"
+        """A path as a reader of the report sees it: inside the directory, never absolute.
+
+        Where several directories were given, it starts with the run that each of them is.
+        """
+        for root in self._roots:
+            if path.is_relative_to(root.path):
+                inside = path.relative_to(root.path).as_posix()
+                return inside if root.run == MAIN_RUN else f"{root.run}/{inside}"
         return path.name
 
     def _labelled(self, path: Path) -> Iterator[dict[str, Any]]:
@@ -257,7 +270,7 @@ class Checkpoint:
     def _change(self, entry: Entry) -> tuple[Change, str]:
         """ΔW of an entry against the base, and the base's identity."""
         root = self._root(entry.run)
-        if not (entry.path / ADAPTER_CONFIG).is_file():
+        if not _is_adapter(entry):
             base = self._bases.store(root.base)
             if base is None:
                 raise MissingInputError(
@@ -271,33 +284,16 @@ class Checkpoint:
         return LoraChange(adapter, store), self._bases.identity(adapter.base, root, entry.path)
 
     def _step(self, entry: Entry, number: int, before: Entry | None) -> Step:
-        after_is_lora = (entry.path / ADAPTER_CONFIG).is_file()
-        before_is_lora = before is not None and (before.path / ADAPTER_CONFIG).is_file()
-        change, base = self._change(entry)
-        if before is not None and before_is_lora and after_is_lora:
-            earlier, other = self._change(before)
-            if other != base:
-                raise NotComparableError(
-                    f"states the base {_stated(entry)}",
-                    path=entry.path,
-                    expected=f"{_stated(before)}, as {self.relative(before.path)} does",
-                )
-            change = Difference(change, earlier)
-        elif before is not None and not before_is_lora and not after_is_lora:
-            change = FullChange(open_model_store(entry.path), open_model_store(before.path))
-        elif before is not None and (number > 1 or before_is_lora):
-            kinds = ("an adapter", "a whole model")
-            raise NotComparableError(
-                f"holds {kinds[not after_is_lora]}",
-                path=entry.path,
-                expected=f"{kinds[not before_is_lora]}, as {self.relative(before.path)} does",
-            )
+        if before is None:
+            change, base = self._change(entry)
+        else:
+            change, base = self._difference(before, entry, number)
         previous = before.path if before is not None else self._root(entry.run).base
         return Step(
             language=_known(entry.language),
             run=entry.run,
             source=entry.path,
-            kind="lora" if after_is_lora else "full",
+            kind="lora" if _is_adapter(entry) else "full",
             base=base,
             shapes=change.shapes,
             initialisation=_initialisation(change),
@@ -305,6 +301,35 @@ class Checkpoint:
             stage=number,
             previous=previous,
         )
+
+    def _difference(self, before: Entry, after: Entry, number: int) -> tuple[Change, str]:
+        """What a stage changed against the one before, and the identity of the base."""
+        if not _is_adapter(before) and not _is_adapter(after):
+            # θ against θ: the base itself need not be here.
+            base = self._bases.store(self._root(after.run).base)
+            identity = NOT_STATED if base is None else self._bases.fingerprint(base)
+            return FullChange(open_model_store(after.path), open_model_store(before.path)), identity
+        if _is_adapter(after) and not _is_adapter(before) and number == 1:
+            return self._change(after)
+        if _is_adapter(after) != _is_adapter(before):
+            kinds = {True: "an adapter", False: "a whole model"}
+            raise NotComparableError(
+                f"holds {kinds[_is_adapter(after)]}",
+                path=after.path,
+                expected=f"{kinds[_is_adapter(before)]}, as {self.relative(before.path)} does",
+            )
+        (later, base_after), (earlier, base_before) = self._change(after), self._change(before)
+        if base_after != base_before:
+            raise NotComparableError(
+                f"states the base {_stated(after)}",
+                path=after.path,
+                expected=f"{_stated(before)}, as {self.relative(before.path)} does",
+            )
+        return Difference(later, earlier), base_after
+
+
+def _is_adapter(entry: Entry) -> bool:
+    return (entry.path / ADAPTER_CONFIG).is_file()
 
 
 def _adapter(entry: Entry) -> peft.Adapter:

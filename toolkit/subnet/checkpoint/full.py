@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from subnet.checkpoint.tensors import FLOATING, TensorStore
@@ -86,6 +87,18 @@ class FullChange:
 
     def dense(self, parameter: str) -> torch.Tensor:
         """θ − θ₀."""
+        found = self._in_base(parameter)
+        return self._store.read(parameter) - self._base.read(found)
+
+    def blocks(self, parameter: str) -> Iterator[torch.Tensor]:
+        """θ − θ₀ in blocks of rows."""
+        found = self._in_base(parameter)
+        pairs = zip(self._store.blocks(parameter), self._base.blocks(found), strict=True)
+        for after, before in pairs:
+            yield after - before
+
+    def _in_base(self, parameter: str) -> str:
+        """Name of a parameter in the base, where both are of one shape."""
         found = self._base.find(parameter)
         if found is None:
             raise MissingInputError(
@@ -95,4 +108,4 @@ class FullChange:
             raise NotComparableError(
                 f"{parameter} has {self.apart[parameter]}", path=self._store.folder
             )
-        return self._store.read(parameter) - self._base.read(found)
+        return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,12 +78,24 @@ class Findings:
 
 
 def model_folder(folder: Path) -> Path | None:
-    """Where the weights of a folder are: in it, or in its last Trainer checkpoint."""
+    """Where the weights of a folder are: in it, in its last Trainer checkpoint, or one folder down.
+
+    PEFT saves an adapter that has a name of its own one folder down (`de/de/`), others save the
+    end of training there (`de/final/`); of two such folders nobody says which one counts.
+    """
     last_first = [path for _, path in reversed(trainer_checkpoints(folder))]
     for place in (folder, *last_first):
-        if (place / ADAPTER_CONFIG).is_file() or has_model(place):
+        if has_weights(place):
             return place
+        inner = [path for path in children(place) if has_weights(path)]
+        if len(inner) == 1:
+            return inner[0]
     return None
+
+
+def count(things: Collection[Any], noun: str) -> str:
+    """How many there are, in words: `1 file`, `3 files`."""
+    return f"{len(things)} {noun}" + ("" if len(things) == 1 else "s")
 
 
 def children(folder: Path) -> list[Path]:
@@ -96,6 +108,27 @@ def has_weights(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file() or has_model(folder)
 
 
-def follows(number: int, weights: Mapping[int | None, Any]) -> bool:
-    """Whether the stage before is known: it has weights, or it is the base."""
-    return number == 1 or number - 1 in weights
+def weights_of_stages(entries: Iterable[Entry], run: str) -> dict[int, Entry]:
+    """Number to entry of a run's stages that have weights, in order."""
+    found = {
+        entry.stage: entry
+        for entry in entries
+        if entry.kind == "stage" and entry.run == run and has_weights(entry.path)
+    }
+    return {number: found[number] for number in sorted(n for n in found if n is not None)}
+
+
+def start_of_step(number: int, stages: Mapping[int, Entry], root: Root) -> str | None:
+    """What is missing to know what a stage changed; None where nothing is.
+
+    That takes the weights of the stage before. Before the first one stands the base, whose weights
+    a LoRA does without.
+    """
+    if number - 1 in stages:
+        return None
+    if number > 1:
+        return f"stage {number - 1} has no weights"
+    is_adapter = (stages[number].path / ADAPTER_CONFIG).is_file()
+    if is_adapter or (root.base is not None and has_model(root.base)):
+        return None
+    return "the base is not here"

@@ -52,9 +52,24 @@ def _read_csv(file: ItemFile, index: LanguageIndex) -> pd.DataFrame:
 
     try:
         # Text first: item names such as 007 and languages such as `nan` must survive as written.
-        frame = pd.read_csv(file.path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        frame = pd.read_csv(
+            file.path,
+            sep=_files.delimiter_of(file.path),
+            header=None,
+            dtype=str,
+            keep_default_na=False,
+            skipinitialspace=True,
+            encoding="utf-8-sig",
+        )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise FileFormatError(f"is no CSV table ({error})", path=file.path) from error
+    # Left to itself, pandas renames the second of two columns of one name.
+    header = frame.iloc[0].str.strip()
+    if header.duplicated().any():
+        raise FileFormatError(
+            f"names the column {header[header.duplicated()].iloc[0]!r} twice", path=file.path
+        )
+    frame = frame.iloc[1:].set_axis(list(header), axis=1)
     needed = ("stage", "language", "item", "metric", "value")
     absent = [column for column in needed if column not in frame]
     if absent:

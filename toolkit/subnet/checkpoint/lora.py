@@ -9,13 +9,20 @@ from __future__ import annotations
 import functools
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subnet.checkpoint.modules import describe_parameter
 from subnet.checkpoint.peft import REPEATABLE, Adapter
 from subnet.checkpoint.tensors import ADAPTER_CONFIG, FLOATING, TensorStore
-from subnet.errors import FileFormatError, InputError, MissingInputError, NotComparableError
+from subnet.errors import (
+    FileFormatError,
+    InputError,
+    MissingInputError,
+    NotComparableError,
+    SubnetError,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -90,6 +97,10 @@ class LoraChange:
             left, right = self.factors(parameter)
             return left @ right
         return self._dora(parameter)
+
+    def blocks(self, parameter: str) -> Iterator[torch.Tensor]:
+        """ΔW in one block."""
+        yield self.dense(parameter)
 
     def _product(self, parameter: str) -> tuple[torch.Tensor, torch.Tensor]:
         """(s·B [o, r], A [r, i]), whatever the base's orientation."""
@@ -239,10 +250,25 @@ def _resolve_scaling(
     config_json: str, modules: tuple[tuple[str, str, int, int, int], ...], folder: str
 ) -> Mapping[str, float]:
     """Scale per module, from PEFT's own layers on a skeleton of meta tensors."""
+    try:
+        return _scaling_by_peft(json.loads(config_json), modules, folder)
+    except (TypeError, ValueError, AttributeError, KeyError, ZeroDivisionError) as error:
+        if isinstance(error, SubnetError):
+            raise
+        raise FileFormatError(
+            f"has settings that PEFT cannot use ({error})",
+            path=Path(folder) / ADAPTER_CONFIG,
+            expected="the file that PEFT wrote",
+        ) from error
+
+
+def _scaling_by_peft(
+    settings: Mapping[str, Any], modules: Iterable[tuple[str, str, int, int, int]], folder: str
+) -> Mapping[str, float]:
     import torch
     from peft import LoraConfig, inject_adapter_in_model
 
-    config = LoraConfig.from_peft_type(**json.loads(config_json))
+    config = LoraConfig.from_peft_type(**settings)
     config.target_modules = {name for _, name, *_ in modules}
     # Everything that would ask the skeleton for weights, heads or layers that it does not have.
     config.init_lora_weights = True

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from subnet import _files
 from subnet._tables import MAIN_RUN
 from subnet.checkpoint.directory import Capability, Checkpoint
 from subnet.checkpoint.inventory import (
+    Entry,
     Findings,
     Root,
     Skipped,
     children,
-    follows,
-    has_weights,
+    start_of_step,
+    weights_of_stages,
 )
 from subnet.checkpoint.records import check_stages, describe_metrics, merge_rows
-from subnet.checkpoint.settings import CheckpointSettings, read_settings
+from subnet.checkpoint.settings import SETTINGS_FILE, CheckpointSettings, read_settings
 from subnet.checkpoint.survey import survey
 from subnet.checkpoint.tensors import has_model
 from subnet.errors import InputError, MissingInputError
@@ -25,10 +28,13 @@ from subnet.language import LanguageIndex
 
 #: Kinds of which each belongs to one run.
 _OF_A_RUN = ("adapter", "weights", "mask", "stage")
+#: Folder of the stage before any training.
+_START = re.compile(r"^0+[-_]")
 #: Languages below which a relation between overlap and forgetting cannot be tested.
 LANGUAGES_FOR_RELATION = 5
 
 
+@_files.saying_unreadable()
 def open_checkpoint(
     path: str | Path | Sequence[str | Path], *, name: str | None = None
 ) -> Checkpoint:
@@ -69,21 +75,22 @@ def open_checkpoint(
     for source, other in sorted(shadowed.items()):
         findings.skip(source, f"some of its scores stand in {other.name} too, which counts")
     check_stages(rows, findings.stages)
-    describe_metrics(
+    metrics = describe_metrics(
         findings.records, {k: v for r in reversed(roots) for k, v in r.settings.scores.items()}
     )
-    _note_gaps(findings)
+    _note_unmeasured(roots[0], metrics, findings)
+    steps = _find_steps(roots, findings)
     runs = {entry.run for entry in findings.entries if entry.kind in _OF_A_RUN}
     runs |= {row.run for row in rows}
     _share_order(findings, runs)
     return Checkpoint(
         path=paths[0],
-        name=name or "+".join(directory.name for directory in paths),
+        name=name or (paths[0].name if len(paths) == 1 else "+".join(_run_names(paths))),
         runs=tuple(sorted(runs, key=lambda run: (run != MAIN_RUN, run))) or (MAIN_RUN,),
         languages=tuple(sorted(index, key=lambda language: language.label)),
         entries=tuple(findings.entries),
         skipped=tuple(findings.skipped),
-        capabilities=_capabilities(findings),
+        capabilities=_capabilities(findings, steps),
         settings=roots[0].settings,
         _roots=tuple(roots),
         _records=findings.records,
@@ -134,26 +141,28 @@ def _find_roots(paths: Sequence[Path]) -> list[Root]:
         roots.append(root)
         folder = path / "runs"
         for inner in children(folder) if folder.is_dir() else []:
-            inner_run = inner.name if len(paths) == 1 else f"{run}/{inner.name}"
+            inner_run = inner.name if len(paths) == 1 else f"{run}-{inner.name}"
             roots.append(_root(inner, inner_run, root))
-    if len({root.run for root in roots}) < len(roots):
-        raise InputError(
-            f"has a run named {MAIN_RUN!r}, as the directory itself is called",
-            path=paths[0] / "runs",
-            fix="rename it",
-        )
+    for place, root in enumerate(roots):
+        if any(root.run == other.run for other in roots[:place]):
+            raise InputError(
+                f"is the second run named {root.run!r}", path=root.path, fix="rename one of them"
+            )
     return roots
 
 
 def _run_names(paths: Sequence[Path]) -> list[str]:
-    """Names that tell the directories apart: their own, or with their parents'."""
+    """Names that tell the directories apart, fit for a file: their own, or their parents'."""
     if len(paths) == 1:
         return [MAIN_RUN]
-    for depth in (1, 2, 3):
-        names = ["/".join(path.parts[-depth:]) for path in paths]
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice is not None:
+        raise InputError("the same directory was given twice", path=twice, fix="give each run once")
+    for depth in range(1, min(len(path.parts) for path in paths)):
+        names = [path.parts[-depth] for path in paths]
         if len(set(names)) == len(names):
             return names
-    raise InputError("the same directory was given twice", path=paths[0], fix="give each run once")
+    return ["-".join(path.parts[1:]) for path in paths]
 
 
 def _root(path: Path, run: str, parent: Root | None) -> Root:
@@ -169,9 +178,10 @@ def _root(path: Path, run: str, parent: Root | None) -> Root:
                 f"the base {settings.base!r} is not there", path=path / "subnet.toml"
             )
     if not base.is_dir():
-        start = next(iter(sorted((path / "stages").glob("0*[-_]*"))), None)
-        whole = start is not None and int("0" + start.name[: start.name.find("-")]) == 0
-        if start is not None and whole and has_model(start):
+        start = next(
+            (p for p in sorted((path / "stages").glob("0*")) if _START.match(p.name)), None
+        )
+        if start is not None and has_model(start):
             return Root(path, run, settings, start)
         return Root(path, run, settings, None if parent is None else parent.base)
     return Root(path, run, settings, base)
@@ -182,32 +192,50 @@ def _inherit(parent: CheckpointSettings, stated: dict[str, Any]) -> CheckpointSe
     return CheckpointSettings.model_validate({**parent.model_dump(exclude_unset=True), **stated})
 
 
-def _note_gaps(findings: Findings) -> None:
-    """Say which stages' changes are unknown because the stage before has no weights."""
-    for run in sorted(findings.stages):
-        weights = {
-            entry.stage: entry.path
-            for entry in findings.entries
-            if entry.kind == "stage" and entry.run == run and has_weights(entry.path)
-        }
-        for number, path in sorted(weights.items(), key=lambda item: item[0] or 0):
-            if number and not follows(number, weights):
+def _note_unmeasured(root: Root, metrics: Collection[str], findings: Findings) -> None:
+    """Say which metrics are described and nobody measured: most often they are misspelt."""
+    if not metrics or findings.records.items:  # metrics of items are not known before they are read
+        return
+    for name in sorted(root.settings.scores.keys() - set(metrics)):
+        findings.skip(
+            root.path / SETTINGS_FILE,
+            f"describes the metric {name!r}, of which there are no scores",
+            f"measured are {', '.join(sorted(metrics))}",
+        )
+
+
+def _find_steps(roots: Sequence[Root], findings: Findings) -> list[Entry]:
+    """Stages whose change can be computed; of the others it is said what they want."""
+    steps = []
+    for root in roots:
+        stages = weights_of_stages(findings.entries, root.run)
+        for number, entry in stages.items():
+            missing = start_of_step(number, stages, root) if number else None
+            if missing:
                 findings.skip(
-                    path,
-                    f"what stage {number} changed is unknown: stage {number - 1} has no weights",
-                    f"keep the weights of stage {number - 1}",
+                    entry.path,
+                    f"what stage {number} changed is unknown: {missing}",
+                    f"keep the weights of stage {number - 1}"
+                    if number > 1
+                    else "put the base model's folder into the directory as base/",
                 )
+            elif number:
+                steps.append(entry)
+    return steps
 
 
-def _capabilities(findings: Findings) -> tuple[Capability, ...]:
-    entries = findings.entries
-    changed = {
-        e.language for e in entries if e.kind in ("adapter", "weights", "mask") and e.language
-    }
-    stepped = {
-        e.language for e in entries if e.kind == "stage" and e.language and has_weights(e.path)
-    }
-    shared = max(changed, stepped, key=len)
+def _most_languages(entries: Iterable[Entry]) -> set[str]:
+    """Labels of the languages of the run that has most of them: pairs are within a run."""
+    runs: dict[str, set[str]] = {}
+    for entry in entries:
+        if entry.language is not None:
+            runs.setdefault(entry.run, set()).add(entry.language.label)
+    return max(runs.values(), key=len, default=set())
+
+
+def _capabilities(findings: Findings, steps: Sequence[Entry]) -> tuple[Capability, ...]:
+    changed = [e for e in findings.entries if e.kind in ("adapter", "weights", "mask")]
+    shared = max(_most_languages(changed), _most_languages(steps), key=len)
     stages = {(row.run, row.stage) for row in findings.records.rows}
     per_run = max((sum(run == r for r, _ in stages) for run, _ in stages), default=0)
 
@@ -220,7 +248,7 @@ def _capabilities(findings: Findings) -> tuple[Capability, ...]:
             "which stage trained which language: a column trained_language in scores.csv, order in "
             "subnet.toml, or folders stages/<number>-<language>/"
         )
-    both = {language.label for language in shared} & trained
+    both = shared & trained
     if not relation and len(both) < LANGUAGES_FOR_RELATION:
         # Possible all the same: the relation itself says that it is not testable.
         few = f"for a test at least {LANGUAGES_FOR_RELATION} languages, here {len(both)}"

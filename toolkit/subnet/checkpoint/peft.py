@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -192,7 +192,7 @@ def _adapter(
                 apart[f"{match['module']}.{match['leaf']}"] = ("saved modules", (key,))
             continue
         else:
-            apart[plain] = (_kind(plain), (key,))
+            apart[plain] = (_kind(plain, config.get("modules_to_save") or ()), (key,))
             continue
         if match["adapter"] == name:
             found[match["side"]] = key
@@ -242,7 +242,9 @@ def _base_name(key: str) -> str:
     return key.replace(".base_layer.", ".")
 
 
-def _kind(parameter: str) -> str:
+def _kind(parameter: str, saved: Collection[str]) -> str:
+    """What a parameter is that has no factors; the bias of a saved module belongs to it."""
     if "token_adapter" in parameter:
         return "trained tokens"
-    return "biases" if parameter.endswith("bias") else "saved modules"
+    is_saved = any(f".{name}." in f".{parameter}" for name in saved)
+    return "biases" if parameter.endswith("bias") and not is_saved else "saved modules"

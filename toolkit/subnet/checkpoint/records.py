@@ -183,8 +183,7 @@ def describe_metrics(records: Records, settings: Mapping[str, ScoreSettings]) ->
     """Every metric of the records, sorted by name.
 
     Raises:
-        InputError: `subnet.toml` describes a metric that nobody measured, or a score lies outside
-            its metric's range.
+        InputError: A score lies outside its metric's range.
     """
     names = sorted({row.metric for row in records.rows})
     metrics = {

@@ -44,6 +44,13 @@ def is_square(header: list[str], index: LanguageIndex) -> bool:
     return len(header) > 2 and all(index.recognises(label) for label in header[1:])
 
 
+def _rows_of(path: Path) -> list[tuple[int, dict[str, str]]]:
+    table = list(_files.read_csv_rows(path))
+    if not table:
+        raise FileFormatError("has a header and no rows", path=path, expected="scores")
+    return table
+
+
 def read_long(path: Path, run: str, index: LanguageIndex, records: Records) -> list[ScoreRow]:
     """Rows of a long table; beside `metric,value` a column per metric is understood too.
 
@@ -51,9 +58,7 @@ def read_long(path: Path, run: str, index: LanguageIndex, records: Records) -> l
         InputError: A cell is not usable; the line is named.
         UnknownLanguageError: A label names no language, or two name the same.
     """
-    table = list(_files.read_csv_rows(path))
-    if not table:
-        raise FileFormatError("has a header and no rows", path=path, expected="scores")
+    table = _rows_of(path)
     header = list(table[0][1])
     if not is_long(header):
         raise FileFormatError(
@@ -100,7 +105,7 @@ def read_square(
     Raises:
         InputError: A cell is not usable; the line is named.
     """
-    table = list(_files.read_csv_rows(path))
+    table = _rows_of(path)
     first, *labels = list(table[0][1])
     languages = index.add_distinct(labels, path=path)
     starts = table[0][1][first].strip().lower() in _START
@@ -124,6 +129,13 @@ def _square_stage(
     if _STAGE.match(text):
         stage, label = parse_stage(text, path, line)
         return stage, index.add(label, path=path) if label and stage else None
+    if not text:
+        raise InputError(
+            f"line {line}: the row has no name",
+            path=path,
+            expected="its stage's number or folder, or the language that it trained",
+            fix="call the row before training base",
+        )
     return position, index.add(text, path=path)
 
 

@@ -8,13 +8,31 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from subnet import _files
 from subnet.errors import InputError
 
 #: Name of the settings file in a checkpoint directory.
 SETTINGS_FILE = "subnet.toml"
+
+
+#: What was expected, in the words of TOML, where pydantic speaks of Python.
+_IN_TOML = {
+    "string_type": "a string",
+    "tuple_type": "a list",
+    "dict_type": "a table",
+    "model_type": "a table",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "missing": "a list of two numbers",
+    "too_long": "a list of two numbers",
+}
 
 
 class _Part(BaseModel):
@@ -33,6 +51,13 @@ class ScoreSettings(_Part):
     higher_is_better: bool | None = None
     chance: float | None = None
     range: tuple[float, float] | None = None
+
+    @field_validator("range")
+    @classmethod
+    def _lowest_first(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not value[0] < value[1]:
+            raise PydanticCustomError("range_order", "the lowest value first, then the highest")
+        return value
 
 
 class StageSettings(_Part):
@@ -90,7 +115,7 @@ def read_settings(directory: Path) -> CheckpointSettings:
     try:
         settings = CheckpointSettings.model_validate(content)
     except ValidationError as error:
-        raise _explain(error, path) from error
+        raise _explain(error, path, content) from error
     if settings.base is not None:
         _files.inside(settings.base, directory, source=path)
     for stage in settings.stages.values():
@@ -99,10 +124,10 @@ def read_settings(directory: Path) -> CheckpointSettings:
     return settings
 
 
-def _explain(error: ValidationError, path: Path) -> InputError:
+def _explain(error: ValidationError, path: Path, content: dict[str, Any]) -> InputError:
     """One line for one problem that pydantic found: a misspelt key before what it left out."""
     problem = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    where = [str(part) for part in problem["loc"]]
+    where, value = _place(problem["loc"], content)
     name = ".".join(where)
     if problem["type"] == "extra_forbidden":
         known = _keys(CheckpointSettings, where[:-1])
@@ -113,11 +138,24 @@ def _explain(error: ValidationError, path: Path) -> InputError:
             expected=f"one of {', '.join(known)}",
             fix=f"did you mean {near[0]!r}?" if near else "remove it",
         )
+    if problem["type"] == "missing" and isinstance(value, dict):
+        return InputError(f"{name} has no {problem['loc'][-1]!r}", path=path)
+    said = str(problem["msg"]).removeprefix("Input should be ").lower()
     return InputError(
-        f"{name} is {problem['input']!r}",
-        path=path,
-        expected=str(problem["msg"]).removeprefix("Input should be ").lower(),
+        f"{name} is {value!r}", path=path, expected=_IN_TOML.get(problem["type"], said)
     )
+
+
+def _place(location: tuple[int | str, ...], content: Any) -> tuple[list[str], Any]:
+    """Keys that lead to a problem in the file itself, without pydantic's own, and what is there."""
+    where = []
+    for part in location:
+        inside_list = isinstance(content, list) and part in range(len(content))
+        if not inside_list and not (isinstance(content, dict) and part in content):
+            break
+        where.append(str(part))
+        content = content[part]
+    return where, content
 
 
 def _keys(model: type[BaseModel], where: list[str]) -> list[str]:

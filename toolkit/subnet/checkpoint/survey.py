@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from subnet import _files
 from subnet.checkpoint import survey_models, survey_records
-from subnet.checkpoint.inventory import Entry, Findings, Root
+from subnet.checkpoint.inventory import Entry, Findings, Root, has_weights
 from subnet.checkpoint.settings import SETTINGS_FILE
 from subnet.checkpoint.tensors import refuse_pickles
 
@@ -58,7 +59,23 @@ def _survey_rest(root: Root, findings: Findings) -> None:
         plain = plain or path.name == _files.RUN_FILE
         if plain or _COMPANIONS.match(path.name) or path.name.startswith("samples_"):
             continue
-        if path.is_dir() or path.suffix in _DATA:
+        if path.is_dir():
+            _skip_folder(path, findings)
+        elif path.suffix in _DATA:
             findings.skip(path, "is not recognised")
     if not any(entry.run == root.run for entry in findings.entries):
         refuse_pickles(root.path)
+
+
+def _skip_folder(folder: Path, findings: Findings) -> None:
+    """Name a folder that is not used, and what to do about weights that lie deeper in it."""
+    for depth in ("*", "*/*", "*/*/*"):
+        deeper = next((path for path in sorted(folder.glob(depth)) if has_weights(path)), None)
+        if deeper is not None:
+            findings.skip(
+                folder,
+                f"is not recognised, though {deeper.relative_to(folder.parent)} holds weights",
+                f"give {deeper.parent.name}/ itself, or move what is in it to adapters/<language>/",
+            )
+            return
+    findings.skip(folder, "is not recognised")

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from subnet import _files
 from subnet.checkpoint import peft, score_tables, trainer_logs
-from subnet.checkpoint.inventory import Entry, Findings, Root, children, model_folder
+from subnet.checkpoint.base import Bases
+from subnet.checkpoint.inventory import Entry, Findings, Root, children, count, model_folder
 from subnet.checkpoint.settings import SETTINGS_FILE
 from subnet.checkpoint.tensors import (
     ADAPTER_CONFIG,
+    TensorStore,
     has_model,
     open_model_store,
     refuse_pickles,
@@ -31,7 +33,7 @@ def survey_base(root: Root, findings: Findings) -> None:
         return
     if has_model(root.base):
         store = open_model_store(root.base)
-        text = f"base model ({len(store.infos)} tensors in {len(store.paths)} files)"
+        text = f"base model ({_extent(store)})"
     else:
         text = "base model's configuration, without weights"
     findings.entries.append(Entry("base", root.base, root.run, stage=0, recognised_as=text))
@@ -80,22 +82,27 @@ def _survey_container(
             _enter_weights(place, folder.name, root, findings, strict=strict)
 
 
+def _extent(store: TensorStore) -> str:
+    return f"{count(store.infos, 'tensor')} in {count(store.paths, 'file')}"
+
+
 def _enter_weights(
     place: Path, label: str, root: Root, findings: Findings, *, strict: bool
 ) -> None:
     """Enter the adapters or the model in one folder under the language that its name says."""
     if not (place / ADAPTER_CONFIG).is_file():
-        store = open_model_store(place)
+        # Named before it is read: what is no language's may hold anything.
+        language = _language(label, place, findings, strict=strict)
+        if language is None:
+            return
+        text = f"fine-tuned weights ({_extent(open_model_store(place))})"
         if root.base is None:
             findings.skip(
                 place,
                 "fine-tuned weights, and the base to compare them with is not here",
                 "put the base model's folder into the directory as base/",
             )
-            return
-        text = f"fine-tuned weights ({len(store.infos)} tensors in {len(store.paths)} files)"
-        language = _language(label, place, findings, strict=strict)
-        if language is not None:
+        else:
             findings.entries.append(Entry("weights", place, root.run, language, None, text))
         return
     for adapter in _readable(place, root, findings):
@@ -116,7 +123,7 @@ def _readable(place: Path, root: Root, findings: Findings) -> list[peft.Adapter]
         return []
     adapters = peft.read_adapters(place, config)
     needs = adapters[0].needs_base
-    if needs and (root.base is None or not has_model(root.base)):
+    if needs and Bases().locate(adapters[0].base, root, place) is None:
         findings.skip(
             place,
             f"{needs}, which are not here",

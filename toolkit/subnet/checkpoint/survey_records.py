@@ -8,7 +8,7 @@ from pathlib import Path
 
 from subnet import _files
 from subnet.checkpoint import lm_eval, score_tables, trainer_logs
-from subnet.checkpoint.inventory import Entry, Findings, Root
+from subnet.checkpoint.inventory import Entry, Findings, Root, count
 from subnet.checkpoint.records import ItemFile, ScoreRow
 from subnet.checkpoint.settings import SETTINGS_FILE
 from subnet.errors import FileFormatError
@@ -23,7 +23,7 @@ def survey_language_table(root: Root, findings: Findings) -> None:
     if not all(labels):
         raise FileFormatError("has no column 'language', or an empty one", path=path)
     findings.index.add_distinct(labels, path=path)
-    text = f"table of {len(labels)} languages"
+    text = f"table of {count(labels, 'language')}"
     findings.entries.append(Entry("languages_table", path, root.run, recognised_as=text))
 
 
@@ -58,18 +58,25 @@ def survey_tables(root: Root, findings: Findings) -> None:
 
 
 def _enter_scores(
-    path: Path, what: str, rows: list[ScoreRow], root: Root, findings: Findings
+    path: Path,
+    what: str,
+    rows: list[ScoreRow],
+    root: Root,
+    findings: Findings,
+    *,
+    stage: int | None = None,
 ) -> None:
+    """Enter a source of scores: of every stage, or of the one that is given."""
     findings.batches.append(rows)
-    languages = {row.language for row in rows}
-    stages = {(row.run, row.stage) for row in rows}
-    text = f"{what} ({len(languages)} languages, {len(stages)} stages)"
-    findings.entries.append(Entry("scores", path, root.run, recognised_as=text))
+    languages = count({row.language for row in rows}, "language")
+    stages = count({(row.run, row.stage) for row in rows}, "stage")
+    text = f"{what} ({languages}, {stages})" if stage is None else f"{what} ({languages})"
+    findings.entries.append(Entry("scores", path, root.run, stage=stage, recognised_as=text))
 
 
 def _header(path: Path) -> list[str]:
     with _files.open_text(path) as file:
-        rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        rows = csv.reader(file, delimiter=_files.delimiter_of(path))
         try:
             return [name.strip() for name in next(rows, [])]
         except csv.Error as error:
@@ -116,7 +123,7 @@ def survey_evaluations(root: Root, findings: Findings) -> None:
             )
         if rows:
             _enter_scores(
-                evaluation.path, f"lm-evaluation-harness, stage {stage}", rows, root, findings
+                evaluation.path, "lm-evaluation-harness", rows, root, findings, stage=stage
             )
 
 
@@ -138,7 +145,7 @@ def survey_trainer_logs(root: Root, findings: Findings) -> None:
                 history = trainer_logs.read_history(state, findings.index)
                 rows = trainer_logs.rows_of_stage(history, root.run, stage, state)
                 if rows:
-                    _enter_scores(state, f"Trainer's log of stage {stage}", rows, root, findings)
+                    _enter_scores(state, "Trainer's log", rows, root, findings, stage=stage)
         return
     state = trainer_logs.find_state(root.path)
     if state is None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from subnet import _files
 from subnet._files import TensorInfo
@@ -24,6 +26,8 @@ PICKLES = ("adapter_model.bin", "pytorch_model.bin", "pytorch_model.bin.index.js
 
 #: safetensors types that hold real numbers (quantised weights are bytes and have no difference).
 FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
+#: Values read together where a tensor is taken in blocks of rows.
+_BLOCK = 1 << 22
 _SAMPLE = 4096
 _SAMPLES = 64
 
@@ -71,23 +75,50 @@ class TensorStore:
         Raises:
             InputError: It holds NaN or infinity.
         """
-        import torch
+        with self._reading(name) as file:
+            return self._finite(file.get_tensor(self.aliases.get(name, name)), name)
+
+    def blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """The same in blocks of consecutive rows, so that a large tensor is never whole in memory.
+
+        Every block but the last holds a multiple of eight rows.
+
+        Raises:
+            InputError: It holds NaN or infinity.
+        """
+        shape = self.infos[name].shape
+        if not shape:
+            yield self.read(name)
+            return
+        step = max(1, _BLOCK // max(1, math.prod(shape[1:])) // 8) * 8
+        with self._reading(name) as file:
+            rows = file.get_slice(self.aliases.get(name, name))
+            for start in range(0, shape[0], step):
+                yield self._finite(rows[start : start + step], name)
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[Any]:
+        """The open file that holds a tensor; it is mapped, so that only what is used is read."""
         from safetensors import SafetensorError, safe_open
 
         path = self.files[name]
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                tensor: torch.Tensor = file.get_tensor(self.aliases.get(name, name))
+                yield file
         except SafetensorError as error:
             raise FileFormatError(
                 f"cannot be read ({error})", path=path, fix="copy it again"
             ) from error
+
+    def _finite(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        import torch
+
         tensor = tensor.to(torch.float32)
         if not torch.isfinite(tensor).all():
             count = int((~torch.isfinite(tensor)).sum())
             raise InputError(
                 f"the tensor {name} holds {count} values that are NaN or infinite",
-                path=path,
+                path=self.files[name],
                 expected="finite weights",
                 fix="training diverged here: take an earlier checkpoint",
             )
@@ -113,8 +144,6 @@ class TensorStore:
 
     def tied(self) -> frozenset[str]:
         """Names that repeat the content of another matrix: tied weights that were saved twice."""
-        import torch
-
         alike: dict[tuple[object, ...], list[str]] = {}
         for name, start in self._starts().items():
             # A constant start (the zeros of an untrained matrix) says nothing about tying.
@@ -123,8 +152,15 @@ class TensorStore:
         repeated = set()
         for names in alike.values():
             original, *others = sorted(names, key=_embeddings_first)
-            repeated |= {n for n in others if torch.equal(self.read(original), self.read(n))}
+            repeated |= {name for name in others if self._equal(original, name)}
         return frozenset(repeated)
+
+    def _equal(self, one: str, other: str) -> bool:
+        """Whether two tensors of one shape hold the same values."""
+        import torch
+
+        pairs = zip(self.blocks(one), self.blocks(other), strict=True)
+        return all(torch.equal(a, b) for a, b in pairs)
 
     def _starts(self) -> dict[str, tuple[float, ...]]:
         """First values of the first row of every matrix."""
@@ -188,6 +224,16 @@ def open_model_store(folder: Path) -> TensorStore:
         return _open(folder, [folder / MODEL_FILE])
     refuse_pickles(folder)
     raise MissingInputError(f"has no {MODEL_FILE}", path=folder)
+
+
+def open_file_store(path: Path) -> TensorStore:
+    """Tensors of one safetensors file, whatever it is called.
+
+    Raises:
+        FileFormatError: It is truncated or no safetensors file.
+        UnsafeFileError: It is a pickle.
+    """
+    return _open(path.parent, [path])
 
 
 def has_model(folder: Path) -> bool:

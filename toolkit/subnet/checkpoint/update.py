@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -50,6 +50,9 @@ class Change(Protocol):
 
     def dense(self, parameter: str) -> torch.Tensor:
         """ΔW [o, i]."""
+
+    def blocks(self, parameter: str) -> Iterator[torch.Tensor]:
+        """ΔW in blocks of consecutive rows."""
 
     def value(self, parameter: str) -> torch.Tensor | None:
         """The trained value itself, where the file holds that."""
@@ -138,6 +141,14 @@ class Update:
         """
         return self._change.dense(parameter)
 
+    def blocks(self, parameter: str) -> Iterator[torch.Tensor]:
+        """ΔW as `dense` gives it, in blocks of consecutive rows: one of LoRA, several of weights.
+
+        Every block but the last holds a multiple of eight rows. What is at hand at once is a block,
+        however large the matrix is.
+        """
+        return self._change.blocks(parameter)
+
     def to_frame(self) -> pd.DataFrame:
         """One row per parameter: where it stands, shape, rank and Frobenius norm of ΔW."""
         import pandas as pd
@@ -222,6 +233,10 @@ class Difference:
     def value(self, parameter: str) -> torch.Tensor | None:
         """The value after the stage, where it is saved whole."""
         return self._after.value(parameter)
+
+    def blocks(self, parameter: str) -> Iterator[torch.Tensor]:
+        """ΔW in one block."""
+        yield self.dense(parameter)
 
     def dense(self, parameter: str) -> torch.Tensor:
         """ΔW_s − ΔW_{s−1}, also of parameters apart."""

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from subnet._tables import MAIN_RUN
+
 #: Null models, the one that a headline may rest on first.
 NULLS = ("structure", "rotation", "element")
 
@@ -40,8 +42,12 @@ def each(frame: pd.DataFrame) -> Iterator[Any]:
 
 
 def between(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows that compare two languages."""
-    return rows[rows["language_a"] != rows["language_b"]]
+    """Rows that compare two languages, of one run: `main`, else the first."""
+    pairs = rows[rows["language_a"] != rows["language_b"]]
+    runs = list(dict.fromkeys(pairs["run"])) if "run" in pairs.columns else []
+    if len(runs) < 2:
+        return pairs
+    return pairs[pairs["run"] == (MAIN_RUN if MAIN_RUN in runs else runs[0])]
 
 
 def replicates(rows: pd.DataFrame) -> pd.DataFrame:
@@ -60,7 +66,7 @@ def overlap_values(
     level: str = "all",
     module: str = "",
 ) -> pd.DataFrame:
-    """Language × language, means over runs; replicates on the diagonal, NaN where unknown.
+    """Language × language of one run; replicates on the diagonal, NaN where unknown.
 
     A symmetric measure stands once per pair in the table and twice here; one that stands both ways
     keeps its directions.
@@ -106,17 +112,26 @@ def directed_pairs(
     Returns:
         Columns `run, trained_language, language, overlap, effect`, pairs with both values only.
     """
-    values = overlap_values(overlap, measure=measure, source=source)
     own = effects[
         (effects["metric"] == metric) & (effects["trained_language"] != effects["language"])
     ]
-    own = own[own["trained_language"].isin(values.index) & own["language"].isin(values.columns)]
-    rows = own[["run", "trained_language", "language"]].assign(
-        overlap=[
-            values.loc[a, b] for a, b in zip(own["trained_language"], own["language"], strict=True)
-        ],
-        effect=own["value"].astype(np.float64),
-    )
+    parts = []
+    for run, part in own.groupby("run", sort=False):
+        # What a run's steps changed stands beside its effects; adapters stand beside every order.
+        of_run = overlap[overlap["run"] == run]
+        beside = overlap if of_run.empty else of_run
+        values = overlap_values(beside, measure=measure, source=source)
+        known = part["trained_language"].isin(values.index) & part["language"].isin(values.columns)
+        here = part[known]
+        pairs = zip(here["trained_language"], here["language"], strict=True)
+        parts.append(
+            here[["run", "trained_language", "language"]].assign(
+                overlap=[values.loc[a, b] for a, b in pairs],
+                effect=here["value"].astype(np.float64),
+            )
+        )
+    columns = ["run", "trained_language", "language", "overlap", "effect"]
+    rows = pd.concat(parts) if parts else pd.DataFrame(columns=columns)
     return rows.dropna(subset=["overlap", "effect"]).reset_index(drop=True)
 
 

@@ -7,7 +7,7 @@ from one matrix product per side; everything else is algebra of r×r matrices on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,9 @@ class Module:
         gram_left, gram_right: [l, k, l, k], products of the left and of the right singular vectors
             of all updates; zero beyond an update's own rank.
         inner: [l, l], ⟨ΔW, ΔW'⟩.
+        row_squares: [l, l], Σ over rows of ⟨row of ΔW, row of ΔW'⟩².
+        focus_left, focus_right: [l], Σ P_aa² of the projection P on the left and on the right
+            singular vectors: how few coordinates they are concentrated on.
         two, four: [l], Σσ² and Σσ⁴ over all singular values.
         effective_rank: [l], NaN for a zero update and where only the largest values are known.
         alike: [l, l], cosine of the factors A row for row, which only a common start makes large;
@@ -52,6 +55,9 @@ class Module:
     gram_left: Array
     gram_right: Array
     inner: Array
+    row_squares: Array
+    focus_left: Array
+    focus_right: Array
     two: Array
     four: Array
     effective_rank: Array
@@ -76,8 +82,9 @@ def read_module(updates: Sequence[WeightUpdate], parameter: str, *, seed: int) -
 
 
 def _from_factors(factors: Sequence[tuple[Any, Any]]) -> Module:
-    left = _products([_array(b) for b, _ in factors])
-    right = _products([_array(a).T for _, a in factors])
+    outputs = _stacked([_array(b) for b, _ in factors])
+    inputs = _stacked([_array(a).T for _, a in factors])
+    left, right = _products(outputs), _products(inputs)
     # tr((BᵀB')(A'Aᵀ))
     inner = np.einsum("akbl,akbl->ab", left, right)
     root_left, inverse_left = _square_roots(left)
@@ -93,6 +100,9 @@ def _from_factors(factors: Sequence[tuple[Any, Any]]) -> Module:
         _change_basis(left, to_left),
         _change_basis(right, to_right),
         inner,
+        row_squares=_row_squares(outputs, right),
+        focus_left=_focus(outputs[:, at] @ to for at, to in enumerate(to_left)),
+        focus_right=_focus(inputs[:, at] @ to for at, to in enumerate(to_right)),
         two=np.array([np.sum(row**2) for row in values]),
         four=np.array([np.sum(row**4) for row in values]),
         effective_rank=np.array([effective_rank(row) for row in values]),
@@ -100,15 +110,37 @@ def _from_factors(factors: Sequence[tuple[Any, Any]]) -> Module:
     )
 
 
-def _products(factors: Sequence[NDArray[Any]]) -> Array:
-    """[l, r, l, r] products of all columns of all factors [n, r], zero-padded: one product."""
-    count, height = len(factors), factors[0].shape[0]
+def _stacked(factors: Sequence[NDArray[Any]]) -> Array:
+    """[n, l, r] of factors [n, r], zero-padded to the largest r."""
     r = max(factor.shape[1] for factor in factors)
-    stacked = np.zeros((height, count, max(r, 1)))
+    stacked = np.zeros((factors[0].shape[0], len(factors), max(r, 1)))
     for at, factor in enumerate(factors):
         stacked[:, at, : factor.shape[1]] = factor
+    return stacked
+
+
+def _products(stacked: Array) -> Array:
+    """[l, r, l, r] products of all columns of all factors [n, l, r]: one matrix product."""
+    height, count, r = stacked.shape
     flat = stacked.reshape(height, -1)
-    return np.asarray(flat.T @ flat).reshape(count, max(r, 1), count, max(r, 1))
+    return np.asarray(flat.T @ flat).reshape(count, r, count, r)
+
+
+def _row_squares(outputs: Array, right: Array) -> Array:
+    """[l, l], Σ_i (b_iᵀ (AA'ᵀ) b'_i)² over the rows b_i of B, from B [o, l, r] and all AA'ᵀ."""
+    height, count, r = outputs.shape
+    found = np.zeros((count, count))
+    for a in range(count):
+        turned = outputs[:, a] @ right[a, :, a:].reshape(r, -1)  # [o, (l − a)·r]
+        rows = np.einsum("olr,olr->ol", turned.reshape(height, -1, r), outputs[:, a:])
+        found[a, a:] = found[a:, a] = np.einsum("ol,ol->l", rows, rows)
+    return found
+
+
+def _focus(bases: Iterable[Array]) -> Array:
+    """[l], Σ_a P_aa² of the projection on orthonormal columns [n, k]; columns may be zero."""
+    diagonals = (np.einsum("nk,nk->n", basis, basis) for basis in bases)
+    return np.array([diagonal @ diagonal for diagonal in diagonals])
 
 
 def _square_roots(products: Array) -> tuple[Array, Array]:
@@ -160,9 +192,15 @@ def _from_dense(
         return matrix.T if transposed else matrix
 
     n = len(updates)
-    inner = np.zeros((n, n))
+    inner, row_squares = np.zeros((n, n)), np.zeros((n, n))
     decomposed: list[tuple[Array, Array, Array]] = []
     four, ranks = np.zeros(n), np.zeros(n)
+
+    def compare(a: int, b: int, ours: Tensor, theirs: Tensor) -> None:
+        rows = torch.sum(ours * theirs, dim=1, dtype=torch.float64)
+        inner[a, b] = inner[b, a] = float(rows.sum())
+        row_squares[a, b] = row_squares[b, a] = float(rows.square().sum())
+
     start = 0
     while start < n:
         block = [read(updates[start])]
@@ -173,18 +211,22 @@ def _from_dense(
             decomposed.append(leading)
             four[at] = _sum_of_fourth_powers(ours)
             for other, theirs in enumerate(block[at - start :], at):
-                inner[at, other] = inner[other, at] = _dot(ours, theirs)
+                compare(at, other, ours, theirs)
         for other in range(start + len(block), n):
             theirs = read(updates[other])
             for at, ours in enumerate(block, start):
-                inner[at, other] = inner[other, at] = _dot(ours, theirs)
+                compare(at, other, ours, theirs)
         start += len(block)
     left, values, right = zip(*decomposed, strict=True)
+    lefts, rights = _stacked(left), _stacked(right)
     return Module(
         values,
-        _products(left),
-        _products(right),
+        _products(lefts),
+        _products(rights),
         inner,
+        row_squares,
+        _focus(left),
+        _focus(right),
         two=np.diagonal(inner).copy(),
         four=four,
         effective_rank=ranks,
@@ -215,10 +257,6 @@ def _sum_of_fourth_powers(matrix: Tensor) -> float:
 
 def _numerical_rank(values: Array) -> int:
     return int((values > RANK_TOLERANCE * values[:1]).sum())
-
-
-def _dot(x: Tensor, y: Tensor) -> float:
-    return float(torch.sum(x * y, dtype=torch.float64))
 
 
 def _array(value: Any) -> NDArray[Any]:

@@ -16,5 +16,7 @@ UPDATE_MEASURES = (
     "principal_angle_right",
 )
 
-#: The null model of headlines and significant edges, per source.
-HEADLINE_NULL = {"masks": "structure", "updates": "rotation", "steps": "rotation"}
+
+def headline_null(measure: str) -> str:
+    """The null model of headlines and significant edges."""
+    return "rotation" if measure.startswith("principal_angle") else "structure"

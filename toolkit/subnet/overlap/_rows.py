@@ -103,7 +103,9 @@ def build_frame(entries: Entries, levels: Levels, measured: Sequence[Measured]) 
             )
         )
     frame = pd.concat(parts, ignore_index=True)
-    families = ["comparison", "measure", "level", "null"]
+    # a step beside the adapter of its own language is no test of whether languages share
+    own = (frame["language_a"] == frame["language_b"]).rename("own")
+    families = ["run", "comparison", own, "measure", "level", "null"]
     frame["q_value"] = frame.groupby(families, sort=False)["p_value"].transform(adjust_p_values)
     reason = frame.pop("reason")
     frame["position"] = _position(frame)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 
 from subnet import _files
-from subnet._tables import MAIN_RUN
 from subnet.language import Language
 
 if TYPE_CHECKING:
@@ -28,21 +27,19 @@ def build_graph(
     seed: int,
 ) -> nx.Graph[str]:
     """See `Overlap.graph`."""
-    rows = overlap.rows(measure)
-    rows = rows[rows["comparison"] == "between"]
-    runs = list(dict.fromkeys(rows["run"]))
-    if run is None and runs:
-        run = MAIN_RUN if MAIN_RUN in runs else runs[0]
-    rows = rows[rows["run"] == run]
+    rows = overlap.pairs(measure, run=run)
+    run = str(rows["run"].iloc[0]) if len(rows) else run
     directed = measure == "containment" or overlap.provenance.settings["directed"]
     graph: nx.Graph[str] = nx.DiGraph() if directed else nx.Graph()
-    graph.graph.update(measure=measure, null=overlap.headline_null, alpha=alpha, run=run or "")
+    graph.graph.update(
+        measure=measure, null=overlap.headline_null(measure), alpha=alpha, run=run or ""
+    )
     graph.graph["edges_shown"] = "all" if all_edges else "significant"
     for language in overlap.languages:
         graph.add_node(str(language), **_node(language, families))
     for row in rows.to_dict("records"):
         shares_more = row["q_value"] < alpha and row["z"] > 0  # False where undefined
-        if row["language_a"] == row["language_b"] or not math.isfinite(row["value"]):
+        if not math.isfinite(row["value"]):
             continue
         if all_edges or shares_more:
             graph.add_edge(row["language_a"], row["language_b"], **_edge(row, measure))

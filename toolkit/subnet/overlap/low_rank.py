@@ -3,7 +3,7 @@
 Everything is a property of ΔW = B A and none of its factors, which are not unique: (B M, M⁻¹ A) is
 the same update. `z` is positive where two updates share more than random directions would, also
 for `principal_angle`, which falls with sharing; p is one-sided: the probability of at least as much
-under the rotation null.
+under the null model (`_structure`, `_rotation`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from subnet.overlap import _rotation, _tails
+from subnet.overlap import _rotation, _structure, _tails
 from subnet.overlap._initialisation import shared_initialisation
 from subnet.overlap._inputs import Entries
 from subnet.overlap._levels import Levels
@@ -29,13 +29,13 @@ Array = NDArray[np.float64]
 #: Draws from which the chance level of the largest principal angle is read.
 ANGLE_DRAWS = 1999
 
-_NULL = "rotation"
+_ONE_VALUE = "the null model allows one value only"
 
 
 def measure_updates(
     entries: Entries, levels: Levels, measures: Sequence[str], *, seed: int
 ) -> tuple[list[Measured], pd.DataFrame, tuple[str, ...]]:
-    """The measures of all pairs under the rotation null, the spectrum of every update, warnings.
+    """The measures of all pairs under their null models, the spectrum of every update, warnings.
 
     Modules are read one after the other; of each only numbers per pair are kept.
     """
@@ -54,7 +54,9 @@ def measure_updates(
             alike.append((module.alike, shape[1] * max(1, int(module.ranks.min()))))
     import pandas as pd
 
-    measured = [collector.measured(name, levels) for name, collector in collectors.items()]
+    measured = [
+        one for name, collector in collectors.items() for one in collector.measured(name, levels)
+    ]
     return measured, pd.DataFrame(spectra), shared_initialisation(entries, alike)
 
 
@@ -78,7 +80,8 @@ class _Collector:
     def add(self, module: Module, shape: tuple[int, int]) -> None:
         raise NotImplementedError
 
-    def measured(self, name: str, levels: Levels) -> Measured:
+    def measured(self, name: str, levels: Levels) -> list[Measured]:
+        """One entry per null model."""
         raise NotImplementedError
 
     def keep(self, **values: Any) -> None:
@@ -112,6 +115,8 @@ class _Cosine(_Collector):
         variance, fourth = _rotation.inner_product_moments(shape, two, four)
         self.keep(
             inner=module.inner[self.a, self.b],
+            row_squares=module.row_squares[self.a, self.b],
+            rows=shape[0],
             variance=variance,
             fourth=fourth,
             square_a=two[0],
@@ -120,22 +125,35 @@ class _Cosine(_Collector):
             k_b=module.ranks[self.b],
         )
 
-    def measured(self, name: str, levels: Levels) -> Measured:
+    def measured(self, name: str, levels: Levels) -> list[Measured]:
         total = self.totals(levels)
         norm = np.sqrt(total["square_a"] * total["square_b"])
-        inner, variance = total["inner"], total["variance"]
+        inner, turned = total["inner"], total["variance"]
         value = divide(inner, norm)
-        return Measured(
-            name,
-            _NULL,
-            value=value,
-            expected=np.where(np.isnan(value), np.nan, 0.0),
-            z=divide(inner, np.sqrt(variance)),
-            p_value=_tails.student_sf(inner, variance, divide(total["fourth"], variance**2)),
-            n_a=total["k_a"],
-            n_b=total["k_b"],
-            reason=self.reasons(value.shape, total["k_a"], total["k_b"]),
-        )
+        # rows that never meet leave nothing but rounding
+        signed = np.where(total["row_squares"] > (1e-9 * norm) ** 2, total["row_squares"], 0.0)
+        p_values = {
+            "structure": _structure.signed_rows_sf(inner, signed, total["rows"]),
+            "rotation": _tails.student_sf(inner, turned, divide(total["fourth"], turned**2)),
+        }
+        found = []
+        for null, variance in (("structure", signed), ("rotation", turned)):
+            reason = self.reasons(value.shape, total["k_a"], total["k_b"])
+            reason[(variance == 0) & (reason == "")] = _ONE_VALUE
+            found.append(
+                Measured(
+                    name,
+                    null,
+                    value=value,
+                    expected=np.where(np.isnan(value), np.nan, 0.0),
+                    z=divide(inner, np.sqrt(variance)),
+                    p_value=p_values[null],
+                    n_a=total["k_a"],
+                    n_b=total["k_b"],
+                    reason=reason,
+                )
+            )
+        return found
 
 
 class _Similarity(_Collector):
@@ -151,33 +169,42 @@ class _Similarity(_Collector):
         shared = np.einsum("akbl,akbl->ab", gram, gram)
         k_a, k_b = (module.ranks[side].astype(np.float64) for side in (self.a, self.b))
         mean, variance = _rotation.projection_moments(n, k_a, k_b)
+        focus = module.focus_right if self.side else module.focus_left
         self.keep(
             shared=shared[self.a, self.b],
             mean=mean,
-            variance=variance,
+            rotation=variance,
+            structure=_structure.projection_variance(n, k_a, k_b, focus[self.a], focus[self.b]),
             low=np.maximum(k_a + k_b - n, 0),
             high=np.minimum(k_a, k_b),
             k_a=k_a,
             k_b=k_b,
         )
 
-    def measured(self, name: str, levels: Levels) -> Measured:
+    def measured(self, name: str, levels: Levels) -> list[Measured]:
         total = self.totals(levels)
-        shared, mean, variance, high = (total[k] for k in ("shared", "mean", "variance", "high"))
-        fixed = variance <= 0
-        reason = self.reasons(shared.shape, total["k_a"], total["k_b"])
-        reason[fixed & (reason == "")] = "the subspaces fill the space"
-        return Measured(
-            name,
-            _NULL,
-            value=divide(shared, high),
-            expected=divide(mean, high),
-            z=divide(shared - mean, np.sqrt(variance)),
-            p_value=_tails.beta_sf(shared, mean, variance, total["low"], high),
-            n_a=total["k_a"],
-            n_b=total["k_b"],
-            reason=reason,
-        )
+        shared, mean, low, high = (total[k] for k in ("shared", "mean", "low", "high"))
+        found = []
+        for null in ("structure", "rotation"):
+            # subspaces that fill the space, or are the same few coordinates, leave only rounding
+            variance = np.where(total[null] > 1e-12 * mean, total[null], 0.0)
+            reason = self.reasons(shared.shape, total["k_a"], total["k_b"])
+            reason[(total["rotation"] <= 0) & (reason == "")] = "the subspaces fill the space"
+            reason[(variance == 0) & (reason == "")] = _ONE_VALUE
+            found.append(
+                Measured(
+                    name,
+                    null,
+                    value=divide(shared, high),
+                    expected=divide(mean, high),
+                    z=divide(shared - mean, np.sqrt(variance)),
+                    p_value=_tails.beta_sf(shared, mean, variance, low, high),
+                    n_a=total["k_a"],
+                    n_b=total["k_b"],
+                    reason=reason,
+                )
+            )
+        return found
 
 
 class _Angle(_Collector):
@@ -207,7 +234,7 @@ class _Angle(_Collector):
             draws[p, q] = rng.permutation(sample)  # so that modules are independent
         self.draws.append(draws)
 
-    def measured(self, name: str, levels: Levels) -> Measured:
+    def measured(self, name: str, levels: Levels) -> list[Measured]:
         total = self.totals(levels)
         value = divide(total["angle"], total["defined"])
         expected, sd, p_value = (np.full(value.shape, np.nan) for _ in range(3))
@@ -232,17 +259,19 @@ class _Angle(_Collector):
         fixed = sd == 0
         reason = self.reasons(value.shape, total["k_a"], total["k_b"])
         reason[fixed & (reason == "")] = "the subspaces fill the space"
-        return Measured(
-            name,
-            _NULL,
-            value=value,
-            expected=expected,
-            z=divide(expected - value, sd),
-            p_value=np.where(fixed, np.nan, p_value),
-            n_a=total["k_a"],
-            n_b=total["k_b"],
-            reason=reason,
-        )
+        return [
+            Measured(
+                name,
+                "rotation",
+                value=value,
+                expected=expected,
+                z=divide(expected - value, sd),
+                p_value=np.where(fixed, np.nan, p_value),
+                n_a=total["k_a"],
+                n_b=total["k_b"],
+                reason=reason,
+            )
+        ]
 
 
 def _largest_angles(gram: Array, a: Any, b: Any, k_a: Any, k_b: Any) -> Array:

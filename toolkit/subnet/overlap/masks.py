@@ -29,6 +29,9 @@ Bits = NDArray[np.uint8]
 _CHUNK = 1 << 16
 
 _ONE_VALUE = "the null model allows one value only"
+_FEW = "so few rows or columns hold these weights that p is rough: up to several times too small"
+# Skewness of the permutation distribution from which it is lumps rather than a curve.
+_LUMPS = 3.0
 
 
 def count_intersections(masks: Sequence[Sequence[Bits]]) -> NDArray[np.int64]:
@@ -193,6 +196,7 @@ def _set_measures(
         "element": _tails.expected_jaccard_hypergeometric(n.total, n.a, n.b),
         "structure": _tails.expected_jaccard(n.a, n.b, *structure),
     }
+    lumps = {"element": np.zeros(n.a.shape, dtype=bool), "structure": _lumps(*structure[1:])}
     empty_a, empty_b = n.a == 0, n.b == 0
     label_a, label_b = _labels(entries)
     a_is_empty = "the mask of " + label_a + " is empty here"
@@ -226,11 +230,16 @@ def _set_measures(
                     p_value=np.where(fixed, np.nan, p_values[null]),
                     n_a=n.a,
                     n_b=n.b,
-                    reason=reasons(n.a.shape, *undefined, (fixed, _ONE_VALUE)),
+                    reason=reasons(n.a.shape, *undefined, (fixed, _ONE_VALUE), (lumps[null], _FEW)),
                     swapped=bool(swapped),
                 )
             )
     return found
+
+
+def _lumps(variance: Array, third: Array) -> NDArray[np.bool_]:
+    """Where the permutation distribution is too skewed for three moments to describe its tail."""
+    return np.asarray(np.abs(np.nan_to_num(divide(third, variance**1.5))) > _LUMPS)
 
 
 def _sign_measures(

@@ -35,10 +35,15 @@ def measure_overlap(
       (hypergeometric). Not a headline: the weights of a matrix are not exchangeable.
     - masks, `structure`: rows and columns of one mask permuted, module by module, in closed form;
       p by Pearson type III. Headlines and edges use this one.
-    - updates, `rotation`: one update turned by independent random rotations on both sides.
+    - updates, `structure`: for the cosine each row (output) of one update with a random sign, for
+      subspaces their coordinates permuted with random signs, module by module. Sizes and places
+      (outlier dimensions) stay. Headlines and edges use this one.
+    - updates, `rotation`: one update turned by independent random rotations on both sides. The
+      only one of principal angles; of the others not a headline: it takes the coordinates of a
+      model for alike.
 
     p-values are one-sided (at least this much), q-values those of Benjamini and Hochberg (1995)
-    within a measure, level and null. `z` is positive where more is shared than by chance.
+    within a run, measure, level and null. `z` is positive where more is shared than by chance.
 
     With keep counts a, b and shared x: Jaccard x/(a+b−x), Dice 2x/(a+b), overlap coefficient
     x/min(a, b), containment of a in b x/a (both directions), sign agreement = fraction of the
@@ -119,7 +124,7 @@ def _settings(
         "levels": list(levels),
         "directed": directed,
         "alternative": "greater",
-        "correction": "Benjamini-Hochberg within measure, level and null",
+        "correction": "Benjamini-Hochberg within run, measure, level and null",
     }
     if source == "masks":
         settings["nulls"] = {
@@ -129,7 +134,11 @@ def _settings(
     else:
         from subnet.overlap import _modules, low_rank
 
-        settings["nulls"] = {"rotation": "independent Haar-random rotations of one update"}
+        settings["nulls"] = {
+            "structure": "cosine: random signs of the rows of one update, exact variance, normal; "
+            "subspaces: coordinates permuted with random signs, exact moments, beta",
+            "rotation": "independent Haar-random rotations of one update",
+        }
         settings["rank_tolerance"] = _modules.RANK_TOLERANCE
         settings["dense_rank"] = _modules.DENSE_RANK
         settings["angle_draws"] = low_rank.ANGLE_DRAWS

@@ -11,7 +11,7 @@ import numpy as np
 from subnet._tables import MAIN_RUN, Provenance
 from subnet.errors import InputError
 from subnet.language import Language
-from subnet.overlap._names import HEADLINE_NULL
+from subnet.overlap._names import headline_null
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -43,10 +43,9 @@ class Overlap:
     warnings: tuple[str, ...]
     provenance: Provenance
 
-    @property
-    def headline_null(self) -> str:
-        """The null model that headlines and edges use: `structure` or `rotation`."""
-        return HEADLINE_NULL[self.source]
+    def headline_null(self, measure: str) -> str:
+        """The null model that headlines and edges use: `structure`, or else `rotation`."""
+        return headline_null(measure)
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -76,7 +75,7 @@ class Overlap:
             )
         frame = self.frame[
             (self.frame["measure"] == measure)
-            & (self.frame["null"] == (null or self.headline_null))
+            & (self.frame["null"] == (null or headline_null(measure)))
             & (self.frame["level"] == level)
         ]
         here = frame[frame["module"] == module]
@@ -88,6 +87,27 @@ class Overlap:
             )
         return here.reset_index(drop=True)
 
+    def pairs(
+        self, measure: str, level: str = "all", module: str = "", *, run: str | None = None
+    ) -> pd.DataFrame:
+        """Rows of one measure that compare two languages of one run, under the headline null.
+
+        Args:
+            measure: Name of the measure.
+            level: `all`, `layer`, `type` or `module`.
+            module: Name of the layer, type or module.
+            run: The run; by default `main`, or the first where there is none of that name.
+        """
+        rows = self.rows(measure, level, module)
+        rows = rows[rows["comparison"] == "between"]
+        runs = list(dict.fromkeys(rows["run"]))
+        if run is None and runs:
+            run = MAIN_RUN if MAIN_RUN in runs else runs[0]
+        elif run not in runs:
+            raise InputError(f"run {run!r} has no pair", expected=f"one of {', '.join(runs)}")
+        apart = rows["language_a"] != rows["language_b"]
+        return rows[(rows["run"] == run) & apart].reset_index(drop=True)
+
     def matrix(
         self, measure: str, level: str = "all", module: str = "", *, run: str | None = None
     ) -> pd.DataFrame:
@@ -97,7 +117,7 @@ class Overlap:
             measure: Name of the measure.
             level: `all`, `layer`, `type` or `module`.
             module: Name of the layer, type or module.
-            run: The run; by default `main`, or the first where there is none of that name.
+            run: As in `pairs`.
 
         Returns:
             Values with language_a in rows and language_b in columns; NaN on the diagonal and where
@@ -105,14 +125,7 @@ class Overlap:
         """
         import pandas as pd
 
-        rows = self.rows(measure, level, module)
-        rows = rows[rows["comparison"] == "between"]
-        runs = list(dict.fromkeys(rows["run"]))
-        if run is None and runs:
-            run = MAIN_RUN if MAIN_RUN in runs else runs[0]
-        elif run not in runs:
-            raise InputError(f"run {run!r} has no pair", expected=f"one of {', '.join(runs)}")
-        rows = rows[rows["run"] == run]
+        rows = self.pairs(measure, level, module, run=run)
         labels = [str(language) for language in self.languages]
         table = pd.DataFrame(np.nan, index=labels, columns=labels)
         directed = measure == "containment" or self.provenance.settings.get("directed", False)
@@ -127,10 +140,11 @@ class Overlap:
         rows = self.rows(measure, level, module)
         return float(rows.loc[rows["comparison"] == "replicate", "value"].mean())
 
-    def floor(self, measure: str, level: str = "all", module: str = "") -> float:
-        """Mean of what the headline null expects between languages."""
-        rows = self.rows(measure, level, module)
-        return float(rows.loc[rows["comparison"] == "between", "expected"].mean())
+    def floor(
+        self, measure: str, level: str = "all", module: str = "", *, run: str | None = None
+    ) -> float:
+        """Mean of what the headline null expects between the languages of one run."""
+        return float(self.pairs(measure, level, module, run=run)["expected"].mean())
 
     def graph(
         self,
@@ -148,7 +162,7 @@ class Overlap:
             measure: By default `jaccard` for masks, `subspace_similarity` for updates.
             alpha: Largest q-value of an edge.
             all_edges: Keep every pair whose value is defined.
-            run: As in `matrix`.
+            run: As in `pairs`.
             families: Label to language family, for the node attribute.
             seed: Seed of the Louvain communities.
 

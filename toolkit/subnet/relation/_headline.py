@@ -97,9 +97,7 @@ def write_headline(
         f"[{_number(row['ci_low'])}, {_number(row['ci_high'])}], "
         f"p {_equals(row['p_value'])}{q_value}, {size}, {_METHOD}{given}"
     )
-    one_side = row["ci_low"] > 0 or row["ci_high"] < 0
-    significant = row["q_value"] <= ALPHA
-    if significant and one_side:
+    if row["q_value"] <= ALPHA:
         lost = "more" if row["estimate"] < 0 else "less"
         when = " when the other was trained" if words.other == "one" else ""
         sign = "negative" if row["estimate"] < 0 else "positive"
@@ -109,24 +107,30 @@ def write_headline(
         return Headline(
             "associated",
             f"The more {words.clause} ({row['measure']}), the {lost} {words.other} lost{when}: "
-            f"{numbers}.{expected}",
+            f"{numbers}.{expected}{_weakness(row)}",
             row,
-        )
-    but = ""
-    if significant:
-        but = (
-            " The permutation test alone would speak for an association, but the interval, which "
-            "leaves out one language at a time, includes 0."
-            if math.isfinite(row["ci_low"])
-            else " The permutation test alone would speak for an association, but there is "
-            f"{row['reason']}."
         )
     return Headline(
         "not associated",
         f"No association was found between {named} and what a language lost when another was "
-        f"trained: {numbers}.{but}",
+        f"trained: {numbers}.",
         row,
     )
+
+
+def _weakness(row: Mapping[str, Any]) -> str:
+    """What the interval has against an association that the permutation test found.
+
+    The interval is the wider of the two: in simulations it covers .95 to .997 of true slopes.
+    """
+    if not math.isfinite(row["ci_low"]):
+        return f" It may hang on one language: {row['reason']}."
+    if row["ci_low"] <= 0 <= row["ci_high"]:
+        return (
+            " The interval, which leaves out one language at a time, includes 0: how strong the "
+            "association is, these data do not say."
+        )
+    return ""
 
 
 def missing_headline(missing: Sequence[str]) -> Headline:

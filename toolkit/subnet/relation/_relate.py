@@ -95,7 +95,8 @@ def relate(
     The headline is about one predictor, chosen before looking: the first that there is of Jaccard
     of what a step changed with the masks of the others, Jaccard of the masks, cosine of
     steps with the updates of the others, cosine of the updates, mean influence; always over all
-    parameters. It says `associated` where q ≤ .05 and the interval excludes 0.
+    parameters. It says `associated` where q ≤ .05, and says so where the interval
+    includes 0 all the same.
 
     Args:
         forgetting: What was lost; None where there are no scores.

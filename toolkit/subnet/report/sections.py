@@ -138,6 +138,7 @@ def _scores_section(
         )  # fmt: skip
     if _has(effects) and metrics:
         rows = effects[(effects["metric"] == metrics[0]) & (effects["run"] == run)]
+        rows = rows[rows["trained_language"].fillna("") != ""]
         if len(rows) and rows["value"].notna().any():
             shown.append(
                 _figure(
@@ -279,7 +280,8 @@ def _overlap_section(
         lead="Chance is not zero, and the same language trained twice does not overlap fully with "
         "itself: read every overlap between that floor and that ceiling.",
         method="Headlines and edges rest on the null model that keeps the structure of a weight "
-        "matrix (rows and columns permuted, or subspaces rotated). The element null, which takes "
+        "matrix: for masks its rows and columns permuted, for the cosine random signs of its rows, for "
+        "subspaces their coordinates permuted with random signs. The element null, which takes "
         "weights for exchangeable, rejects far too often; it stands in the table under its own "
         "name. Rows for single modules are in tables/overlap.csv.",
     )  # fmt: skip
@@ -407,8 +409,9 @@ def _relation_figure(
     return _figure(
         "relation", "Overlap and what training one language did to the other", figure,
         f"Each dot is one of {len(pairs)} directed pairs: one language was trained, the other "
-        "evaluated before and after; positive means that it improved. The line is the slope of the "
-        "headline given its controls, the band its 95 % interval. Pairs depend on each other, so "
+        "evaluated before and after, on all items; positive means that it improved. The line is "
+        "the slope of the headline, which rests on half of the items where they are known, "
+        "given its controls, the band its 95 % interval. Pairs depend on each other, so "
         "the p-value does not count dots: it comes from permuting the names of the languages.",
     )  # fmt: skip
 

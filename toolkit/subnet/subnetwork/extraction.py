@@ -64,11 +64,11 @@ def extract(
     A weight that training left exactly as it was is never selected; where fewer than k changed, the
     mask holds those that did, and `settings["unchanged_left_out"]` says how many are missing.
 
-    ΔW is formed for one parameter at a time, three times over; memory is the largest one and the
-    packed bits.
+    ΔW is formed for one parameter at a time, three times over. Memory is the packed bits and, of
+    LoRA, the largest ΔW; of fine-tuned weights, a block of rows.
 
     Args:
-        source: A checkpoint (its `updates`), one update, or several.
+        source: A checkpoint (its `updates`, else its `steps`), one update, or several.
         method: `"magnitude"`.
         density: Share of the weights to select, 0 < density ≤ 1.
         scope: `"global"` or `"module"`; see `MagnitudeSettings`.
@@ -104,7 +104,7 @@ def _by_magnitude(update: Update, settings: MagnitudeSettings) -> Subnetwork:
     else:
         ks = {name: round(settings.density * math.prod(shape)) for name, shape in shapes.items()}
         wanted = sum(ks.values())
-        found = [_select_alone(update, name, shapes[name], ks[name]) for name in shapes]
+        found = [_select(update, {name: shapes[name]}, ks[name]) for name in shapes]
     if wanted == 0:
         raise InputError(
             f"density {settings.density:g} selects none of the {size} weights of {language}",
@@ -145,12 +145,7 @@ def _by_magnitude(update: Update, settings: MagnitudeSettings) -> Subnetwork:
 
 
 def _select(update: Update, shapes: Mapping[str, tuple[int, ...]], k: int) -> Selection:
-    return top_k(update.dense, shapes, k, skip_zeros=True, source=update.source)
-
-
-def _select_alone(update: Update, name: str, shape: tuple[int, ...], k: int) -> Selection:
-    block = update.dense(name)
-    return top_k(lambda _: block, {name: shape}, k, skip_zeros=True, source=update.source)
+    return top_k(update.blocks, shapes, k, skip_zeros=True, source=update.source)
 
 
 def _parameters(update: Update, which: str) -> tuple[dict[str, tuple[int, ...]], list[str]]:
@@ -170,12 +165,13 @@ def _updates(source: Checkpoint | Update | Iterable[Update]) -> Sequence[Update]
     from subnet.checkpoint import Checkpoint, Update
 
     if isinstance(source, Checkpoint):
-        updates: Sequence[Update] = source.updates
+        updates: Sequence[Update] = source.updates or source.steps
         if not updates:
             raise MissingInputError(
                 "holds no update to extract a subnetwork from",
                 path=source.path,
-                expected="adapters/<language>/ with a PEFT adapter or fine-tuned weights",
+                expected="adapters/<language>/ or stages/<number>-<language>/ with a PEFT adapter "
+                "or fine-tuned weights",
             )
         return updates
     updates = [source] if isinstance(source, Update) else list(source)

@@ -59,8 +59,9 @@ def top_k(
     two histograms, whatever k is.
 
     Args:
-        read: Gives the block of a name: array or tensor of the stated shape, taken as float32. Must
-            give the same values each time.
+        read: Gives the block of a name: array or tensor of the stated shape, taken as float32, or
+            an iterator over such blocks of its rows, each but the last of a multiple of eight
+            values. Must give the same values each time.
         shapes: Name to shape. Names are taken in sorted order, indices row-major.
         k: How many to select, 0 to the number of values.
         skip_zeros: Select no exact zeros: fewer than k where fewer values are non-zero.
@@ -156,14 +157,25 @@ def _chunks(
     read: Callable[[str], Any], name: str, shape: tuple[int, ...], source: str | Path | None
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """(position of the first value, values) in row-major order."""
-    block = np.asarray(read(name), dtype=np.float32)
-    if block.shape != tuple(shape):
-        raise InputError(
-            f"{name} has shape {list(block.shape)}", path=source, expected=f"{list(shape)}"
-        )
-    flat = block.reshape(-1)
-    for start in range(0, flat.size, _CHUNK):
-        yield start, flat[start : start + _CHUNK]
+    found = read(name)
+    at = rows = 0
+    for block in found if isinstance(found, Iterator) else (found,):
+        array = np.asarray(block, dtype=np.float32)
+        if array.shape != shape and (array.ndim != len(shape) or array.shape[1:] != shape[1:]):
+            raise _other_shape(name, array.shape, shape, source)
+        rows += array.shape[0] if shape else 1
+        flat = array.reshape(-1)
+        for start in range(0, flat.size, _CHUNK):
+            yield at + start, flat[start : start + _CHUNK]
+        at += flat.size
+    if rows != (shape[0] if shape else 1):
+        raise _other_shape(name, (rows, *shape[1:]), shape, source)
+
+
+def _other_shape(
+    name: str, found: tuple[int, ...], shape: tuple[int, ...], source: str | Path | None
+) -> InputError:
+    return InputError(f"{name} has shape {list(found)}", path=source, expected=f"{list(shape)}")
 
 
 def _patterns(chunk: NDArray[np.float32]) -> NDArray[np.uint32]:
