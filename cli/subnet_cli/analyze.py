@@ -13,7 +13,11 @@ NAME = "analyze"
 SUMMARY = "Compute everything a checkpoint allows and write the report."
 EXAMPLE = """\b
 Example:
-  subnet analyze demo --out demo-analysis
+  $ subnet analyze demo
+  ╭───────────────────────── not associated ─────────────────────────╮
+  │ No association was found between the overlap of the weights ...  │
+  ...
+  report: demo-analysis/report.html
 """
 
 

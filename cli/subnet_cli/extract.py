@@ -14,7 +14,10 @@ NAME = "extract"
 SUMMARY = "Write one mask per language."
 EXAMPLE = """\b
 Example:
-  subnet extract demo --density 0.05 --out masks
+  $ subnet extract demo --density 0.05 --out masks
+  Subnetworks by magnitude, written to masks/
+  ...
+    ar   main   12902   258048   0.05
 """
 
 
@@ -30,7 +33,7 @@ def command(
     quiet: options.Quiet = False,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Write one mask per language (safetensors, packed bits) and say how dense each module is."""
+    """Write one mask per language (safetensors, packed bits) and print its density."""
     from subnet._files import check_output, new_directory, to_json
     from subnet.analysis import write_run_record
     from subnet.checkpoint import open_checkpoint
@@ -47,4 +50,6 @@ def command(
     if json:
         typer.echo(to_json(frame.to_dict(orient="records")))
     elif not quiet:
-        print_table(frame, title=f"Subnetworks by {method}, written to {target}/")
+        whole = frame.groupby(["language", "run"], sort=False)[["count", "size"]].sum()
+        whole = whole.assign(density=whole["count"] / whole["size"]).reset_index()
+        print_table(whole, title=f"Subnetworks by {method}, written to {target}/")

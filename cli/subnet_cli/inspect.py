@@ -9,7 +9,10 @@ NAME = "inspect"
 SUMMARY = "Say what a directory holds, without loading a tensor."
 EXAMPLE = """\b
 Example:
-  subnet inspect demo
+  $ subnet inspect demo
+  12 languages: ar, de, el, en, es, fa, he, hi, ko, ru, th, tr
+  ...
+    adapter   12   PEFT adapter (LoRA, rank 8, 18 modules)   ar de el ...
 """
 
 

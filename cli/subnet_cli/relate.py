@@ -11,7 +11,9 @@ NAME = "relate"
 SUMMARY = "Relate overlap to what was forgotten."
 EXAMPLE = """\b
 Example:
-  subnet relate demo --metric loss
+  $ subnet relate demo --metric loss
+  No association was found between the overlap of the weights that training
+  one language changed with what another uses (jaccard) and ...
 """
 
 

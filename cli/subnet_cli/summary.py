@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,14 +59,14 @@ def print_checkpoint(checkpoint: Checkpoint) -> None:
 def print_analysis(analysis: Analysis, target: Path) -> None:
     """Print the headline, the main numbers, what was not possible, and where the report is."""
     from rich.markup import escape
-    from rich.padding import Padding
     from rich.panel import Panel
 
     console = stdout()
     headline = analysis.headline
     console.print(Panel(escape(headline.sentence), title=escape(headline.state)))
     for line in analysis.key_numbers():
-        console.print(Padding(escape(line), (0, 2)))
+        indented = textwrap.fill(line, console.width, initial_indent="  ", subsequent_indent="    ")
+        console.print(escape(indented), soft_wrap=True)
     for warning in analysis.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
     for entry in analysis.missing:

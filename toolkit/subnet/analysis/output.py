@@ -129,10 +129,10 @@ def key_numbers(analysis: Analysis) -> list[str]:
 
 
 _SHOWN_MEASURES = {
-    "own_gain": "gain on the own turn",
-    "immediate_effect": "effect of another's turn (positive: improved)",
-    "loss_since_start": "loss since the start",
-    "forgetting_since_turn": "forgetting since the turn",
+    "own_gain": "improved on the own turn",
+    "immediate_effect": "by another's turn",
+    "loss_since_start": "lost since the start",
+    "forgetting_since_turn": "forgotten since the turn",
 }
 
 
