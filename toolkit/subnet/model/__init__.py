@@ -1,0 +1,36 @@
+"""Surgery on a live model: loading, its heads and neurons, gates, weights, and what it loses."""
+
+from subnet.model._finding import find_units
+from subnet.model.evaluation import (
+    ExampleLosses,
+    evaluate_languages,
+    example_losses,
+    find_task,
+    per_example_loss,
+)
+from subnet.model.gradients import gate_gradients
+from subnet.model.hooks import Captured, capture, evaluation_mode, gate_heads, gate_neurons
+from subnet.model.loading import load_model
+from subnet.model.units import Attention, FeedForward, Projection, Units
+from subnet.model.weights import swap_parameters
+
+__all__ = [
+    "Attention",
+    "Captured",
+    "ExampleLosses",
+    "FeedForward",
+    "Projection",
+    "Units",
+    "capture",
+    "evaluate_languages",
+    "evaluation_mode",
+    "example_losses",
+    "find_task",
+    "find_units",
+    "gate_gradients",
+    "gate_heads",
+    "gate_neurons",
+    "load_model",
+    "per_example_loss",
+    "swap_parameters",
+]
