@@ -103,6 +103,42 @@ def test_extract_writes_masks_that_analyze_reads(subnet, arc):
     assert subnet("analyze", "masks", "--quiet")[0] == 0
 
 
+def test_convert_writes_masks_that_analyze_reads(subnet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    heads = {"de": [[1, 0], [0, 1]], "fr": [[1, 1], [0, 1]], "sw": [[1, 1], [1, 1]]}
+    Path("heads.json").write_text(json.dumps(heads))
+    code, out, err = subnet("convert", "heads.json", "masks")
+    assert code == 0
+    assert "Masks by head, written to masks/" in out
+    assert err == "warning: heads.json: the mask of sw is full: it selects all 4 heads\n"
+    record = json.loads(Path("masks/run.json").read_text())
+    assert record["command"] == "convert"
+    assert set(record["inputs"]) == {"heads.json"}
+    assert subnet("overlap", "masks", "--quiet")[0] == 0
+    rows = json.loads(
+        subnet("convert", "heads.json", "masks", "--overwrite", "--json", "--to", "npz")[1]
+    )
+    assert {row["language"]: row["density"] for row in rows if row["layer"] == "0"} == {
+        "de": 0.5, "fr": 1.0, "sw": 1.0,
+    }  # fmt: skip
+    assert Path("masks/masks/de.npz").is_file()
+
+
+def test_convert_asks_for_the_names_of_languages(subnet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    import numpy as np
+
+    np.save("head_mask.npy", np.eye(2))
+    code, out, err = subnet("convert", "head_mask.npy", "named")
+    assert (code, out) == (2, "")
+    assert err == (
+        "subnet: head_mask.npy: does not say its language: 'head_mask' is none; "
+        "name it with --languages, as in --languages de\n"
+    )
+    assert not Path("named").exists()
+    assert subnet("convert", "head_mask.npy", "named", "--languages", "de")[0] == 0
+
+
 def test_overlap_prints_pairs_most_first_and_writes_the_graph(subnet, arc):
     code, out, _ = subnet("overlap", arc, "--measure", "cosine", "--json", "--out", "shared")
     assert code == 0
@@ -160,7 +196,9 @@ def test_inspect_loads_no_tensor_library(arc):
     assert done.stderr == "[]\n"
 
 
-@pytest.mark.parametrize("command", ["analyze", "inspect", "extract", "overlap", "relate", "demo"])
+@pytest.mark.parametrize(
+    "command", ["analyze", "inspect", "extract", "convert", "overlap", "relate", "demo"]
+)
 def test_help_of_each_command_ends_with_an_example(subnet, command):
     code, out, _ = subnet(command, "--help")
     assert code == 0
@@ -169,9 +207,13 @@ def test_help_of_each_command_ends_with_an_example(subnet, command):
 
 @pytest.mark.parametrize("moment", [2.0, 4.0, 6.0])
 def test_an_interrupted_run_leaves_nothing_and_exits_with_130(arc, moment):
-    command = [sys.executable, "-c", "import subnet_cli; subnet_cli.main()", "analyze", "arc"]
+    # A shell that runs the tests in its background has them ignore Ctrl-C, and we inherit that.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import subnet_cli; subnet_cli.main()"
+    )
     with subprocess.Popen(
-        [*command, "--permutations", "9999999"],
+        [sys.executable, "-c", code, "analyze", "arc", "--permutations", "9999999"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -122,7 +122,14 @@ WRONG = {
         "format version 2; expected 1; read it with a newer",
     ),
     "no version": ({"drop": ["format"]}, "format version None"),
-    "granularity": ({"change": {"granularity": "head"}}, "granularity: Input should be 'weight'"),
+    "granularity": (
+        {"change": {"granularity": "column"}},
+        "granularity: Input should be 'weight', 'head' or 'neuron'",
+    ),
+    "unit mask over weights": (
+        {"change": {"granularity": "head"}},
+        r"has shape \[8, 2\] for b; expected \[heads\], one bit per head",
+    ),
     "no language": ({"drop": ["language"]}, "language: Field required"),
     "no base": ({"drop": ["base"]}, "base: Field required"),
     "seed of another type": ({"change": {"seed": "7"}}, "seed: Input should be a valid integer"),

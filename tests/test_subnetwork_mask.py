@@ -173,7 +173,9 @@ def test_a_mask_that_contradicts_itself_is_refused():
         build(bits={}, shapes={})
     with pytest.raises(InputError, match="covers no weight"):
         build(bits={"w": np.zeros(0, np.uint8)}, shapes={"w": (0, 3)})
-    with pytest.raises(InputError, match="granularity 'head'"):
+    with pytest.raises(InputError, match="granularity 'column'"):
+        build(granularity="column")
+    with pytest.raises(InputError, match=r"shape \[1, 3\] for w; expected \[heads\]"):
         build(granularity="head")
     with pytest.raises(InputError, match="float64 values; expected true and false"):
         make({"w": np.array([[0.5, 1.0]])})

@@ -20,7 +20,7 @@ import typer
 
 from subnet import __version__
 from subnet.errors import SubnetError
-from subnet_cli import analyze, demo, extract, inspect, overlap, relate
+from subnet_cli import analyze, convert, demo, extract, inspect, overlap, relate
 
 app = typer.Typer(
     name="subnet",
@@ -48,7 +48,7 @@ def _saying_when_interrupted(command: Callable[..., None]) -> Callable[..., None
     return wrapped
 
 
-for module in (demo, analyze, inspect, extract, overlap, relate):
+for module in (demo, analyze, inspect, extract, convert, overlap, relate):
     register = app.command(module.NAME, short_help=module.SUMMARY, epilog=module.EXAMPLE)
     register(_saying_when_interrupted(module.command))
 

@@ -27,7 +27,7 @@ PICKLES = ("adapter_model.bin", "pytorch_model.bin", "pytorch_model.bin.index.js
 #: safetensors types that hold real numbers (quantised weights are bytes and have no difference).
 FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 #: Values read together where a tensor is taken in blocks of rows.
-_BLOCK = 1 << 22
+_BLOCK = 1 << 18
 _SAMPLE = 4096
 _SAMPLES = 64
 

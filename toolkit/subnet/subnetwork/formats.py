@@ -1,9 +1,10 @@
 """Masks on disk: safetensors, one tensor of packed bits per parameter, one JSON string beside.
 
 A parameter's tensor stands under its name in the base's `state_dict` and holds uint8
-[ceil(o·i / 8)]: row-major, lowest bit first, padding zero. The metadata key `subnetwork` holds JSON
-with the format version, shapes, granularity, language, run, base, method, settings, density and
-seed.
+[ceil(o·i / 8)]: row-major, lowest bit first, padding zero. In a mask of attention heads or of
+feed-forward neurons, the units of layer 3 stand under `layers.3.heads` or `layers.3.neurons`. The
+metadata key `subnetwork` holds JSON with the format version, shapes, granularity, language, run,
+base, method, settings, density and seed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class _Metadata(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    granularity: Literal["weight"]
+    granularity: Literal["weight", "head", "neuron"]
     language: str
     run: str
     base: str
@@ -151,8 +152,19 @@ def save_subnetworks(subnetworks: Subnetworks, directory: str | Path) -> None:
         InputError: A label cannot be the name of a file, or two differ in case only.
         OutputError: The directory is already there, or cannot be written.
     """
+    with _files.new_directory(directory) as building:
+        for place, member in places(subnetworks, _SUFFIX).items():
+            save_subnetwork(member, building / place)
+
+
+def places(subnetworks: Subnetworks, suffix: str) -> dict[str, Subnetwork]:
+    """Where each mask stands in a directory of masks.
+
+    Raises:
+        InputError: A label cannot be the name of a file, or two differ in case only.
+    """
     only = subnetworks.runs[0] if len(subnetworks.runs) == 1 else MAIN_RUN
-    places: dict[str, Subnetwork] = {}
+    found: dict[str, Subnetwork] = {}
     for member in subnetworks:
         for label in (member.language, member.run):
             if not label or label.startswith(".") or set(label) & set('/\\\0:*?"<|'):
@@ -162,17 +174,15 @@ def save_subnetworks(subnetworks: Subnetworks, directory: str | Path) -> None:
                     fix="rename it with dataclasses.replace(subnetwork, language=…)",
                 )
         folder = "masks" if member.run == only else f"runs/{member.run}/masks"
-        places[f"{folder}/{member.language}{_SUFFIX}"] = member
-    folded = Counter(place.lower() for place in places)
-    for place in places:
+        found[f"{folder}/{member.language}{suffix}"] = member
+    folded = Counter(place.lower() for place in found)
+    for place in found:
         if folded[place.lower()] > 1:
             raise InputError(
                 f"{place} and another mask differ in upper and lower case only",
                 expected="labels that stay apart on every file system",
             )
-    with _files.new_directory(directory) as building:
-        for place, member in places.items():
-            save_subnetwork(member, building / place)
+    return found
 
 
 def _read_metadata(header: dict[str, str], path: Path) -> _Metadata:

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: What one bit of a mask stands for.
-GRANULARITIES = ("weight",)
+GRANULARITIES = ("weight", "head", "neuron")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Subnetwork:
-    """The set of weights that a language uses.
+    """The set of weights, attention heads or feed-forward neurons that a language uses.
 
     Sets combine by `a & b`, `a | b`, `a - b` and `~a` as Python sets do; both sides must be masks
     over the same parameters of the same base. Two subnetworks are equal when they are the same set
@@ -46,7 +46,9 @@ class Subnetwork:
         method: How it was found.
         settings: Every value that the result depends on.
         seed: Seed of the random parts, None where there are none.
-        granularity: What one bit stands for: `"weight"`.
+        granularity: What one bit stands for: `"weight"`, `"head"` or `"neuron"`. A mask of heads
+            or neurons has one entry per layer, `layers.3.heads` or `layers.3.neurons` (with the
+            stack before it where there are two, `decoder.layers.3.heads`), of shape (units,).
 
     Raises:
         InputError: Bits, shapes and signs do not belong together, or padding is set.
@@ -79,6 +81,8 @@ class Subnetwork:
                 f"the mask of {self.language} has granularity {self.granularity!r}",
                 expected=" or ".join(map(repr, GRANULARITIES)),
             )
+        if self.granularity != "weight":
+            _check_units(shapes, self.granularity, self.language)
         object.__setattr__(self, "shapes", shapes)
         object.__setattr__(self, "bits", _checked(self.bits, shapes, f"mask of {self.language}"))
         if self.signs is not None:
@@ -248,8 +252,9 @@ class Subnetwork:
             )
         if self.granularity != other.granularity:
             raise NotComparableError(
-                f"{pair} are over {self.granularity}s and {other.granularity}s",
+                f"{pair} have mixed granularity, {self.granularity} and {other.granularity}",
                 expected="one granularity",
+                fix="combine masks of weights with masks of weights, of units with units",
             )
         if self.shapes == other.shapes:
             return
@@ -327,6 +332,31 @@ class Subnetwork:
             settings={"operator": operator, "operands": [_origin(self), _origin(other)]},
             seed=None,
         )
+
+
+def unit_parameter(layer: int, granularity: str) -> str:
+    """Name under which a mask of heads or neurons keeps the units of a layer.
+
+    Example:
+        >>> unit_parameter(3, "head")
+        'layers.3.heads'
+    """
+    return f"layers.{layer}.{granularity}s"
+
+
+def _check_units(shapes: Mapping[str, tuple[int, ...]], granularity: str, language: str) -> None:
+    """Refuse a mask of units that is not one bit per unit, under the name of its layer."""
+    for name, shape in shapes.items():
+        if len(shape) != 1:
+            raise InputError(
+                f"the mask of {language} has shape {list(shape)} for {name}",
+                expected=f"[{granularity}s], one bit per {granularity}",
+            )
+        if name.rpartition(".")[2] != f"{granularity}s":
+            raise InputError(
+                f"the mask of {language} is over {granularity}s and has bits for {name}",
+                expected=f"names such as {unit_parameter(0, granularity)}",
+            )
 
 
 def _checked(
