@@ -169,7 +169,7 @@ def test_a_written_table_has_empty_cells_where_it_is_undefined(tmp_path):
     frame = pd.DataFrame({"language": ["zh", 'a,"b"'], "value": [1 / 3, np.nan]})
     tables.write_csv(frame, tmp_path / "t.csv")
     text = (tmp_path / "t.csv").read_bytes()
-    assert text == b'language,value\nzh,0.3333333333\n"a,""b""",\n'
+    assert text == b'language,value\nzh,0.3333333\n"a,""b""",\n'
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "t.csv"), frame)
 
 

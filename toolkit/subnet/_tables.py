@@ -116,5 +116,5 @@ def table(name: str, rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> pd.Dat
 
 
 def write_csv(frame: pd.DataFrame, path: str | Path) -> None:
-    """Write a table: UTF-8, Unix line ends, 10 significant digits, undefined values empty."""
-    frame.to_csv(path, index=False, lineterminator="\n", float_format="%.10g", encoding="utf-8")
+    """Write a table: UTF-8, Unix line ends, 7 significant digits, undefined values empty."""
+    frame.to_csv(path, index=False, lineterminator="\n", float_format="%.7g", encoding="utf-8")

@@ -28,6 +28,9 @@ from subnet.subnetwork import Subnetworks, extract, load_subnetworks
 #: Called with the name of the present step, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
 
+#: Steps against languages stand both ways, l² pairs: single modules would make a table of gigabytes.
+_DIRECTED_LEVELS = ("all", "layer")
+
 _STEPS = ("languages", "subnetworks", "overlap", "forgetting", "relation")
 
 
@@ -225,8 +228,9 @@ def find_overlaps(
         found["updates"] = measure_overlap(updates or steps, seed=seed)
     if steps and updates and subnetworks is not None:
         changed = extract(steps, density=density, scope=scope)
-        found["step_masks"] = measure_overlap(changed, others=subnetworks, seed=seed)
-        found["step_updates"] = measure_overlap(steps, others=updates, seed=seed)
+        directed: dict[str, Any] = {"levels": _DIRECTED_LEVELS, "seed": seed}
+        found["step_masks"] = measure_overlap(changed, others=subnetworks, **directed)
+        found["step_updates"] = measure_overlap(steps, others=updates, **directed)
     return found
 
 
