@@ -28,7 +28,7 @@ from subnet.subnetwork import Subnetworks, extract, load_subnetworks
 #: Called with the name of the present step, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
 
-#: Steps against languages stand both ways, l² pairs: single modules would make a table of gigabytes.
+#: Steps against languages stand both ways, l² pairs: with single modules a table of gigabytes.
 _DIRECTED_LEVELS = ("all", "layer")
 
 _STEPS = ("languages", "subnetworks", "overlap", "forgetting", "relation")
