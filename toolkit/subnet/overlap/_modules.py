@@ -31,6 +31,9 @@ DENSE_BYTES = 2 << 30
 # Up to this width the whole spectrum of a full-rank update costs next to nothing.
 _SMALL_SIDE = 256
 
+#: Rows of B that are worked on together, so that the products stay in the cache.
+_ROWS_AT_ONCE = 256
+
 
 @dataclass(frozen=True)
 class Module:
@@ -130,11 +133,14 @@ def _row_squares(outputs: Array, right: Array) -> Array:
     """[l, l], Σ_i (b_iᵀ (AA'ᵀ) b'_i)² over the rows b_i of B, from B [o, l, r] and all AA'ᵀ."""
     height, count, r = outputs.shape
     found = np.zeros((count, count))
-    for a in range(count):
-        turned = outputs[:, a] @ right[a, :, a:].reshape(r, -1)  # [o, (l − a)·r]
-        rows = np.einsum("olr,olr->ol", turned.reshape(height, -1, r), outputs[:, a:])
-        found[a, a:] = found[a:, a] = np.einsum("ol,ol->l", rows, rows)
-    return found
+    for start in range(0, height, _ROWS_AT_ONCE):
+        part = outputs[start : start + _ROWS_AT_ONCE]
+        for a in range(count):
+            own = np.ascontiguousarray(part[:, a])
+            turned = own @ right[a, :, a:].reshape(r, -1)  # [o, (l − a)·r]
+            rows = np.einsum("olr,olr->ol", turned.reshape(len(part), -1, r), part[:, a:])
+            found[a, a:] += np.einsum("ol,ol->l", rows, rows)
+    return np.triu(found) + np.triu(found, 1).T
 
 
 def _focus(bases: Iterable[Array]) -> Array:
