@@ -172,7 +172,7 @@ def test_a_change_that_is_not_finite_is_named():
         ({"density": True}, "density is True; expected a number"),
         ({"scope": "layer"}, "scope is 'layer'; expected 'global' or 'module'"),
         ({"parameters": "some"}, "parameters is 'some'; expected 'linear' or 'all'"),
-        ({"method": "fisher"}, "method is 'fisher'; expected 'magnitude'"),
+        ({"method": "size"}, "method is 'size'; expected 'magnitude'"),
     ],
 )
 def test_wrong_settings_are_one_clear_line(settings, message):

@@ -24,10 +24,35 @@ Example:
 def command(
     paths: options.Paths,
     method: Annotated[
-        str, typer.Option(help="How weights are ranked: magnitude of the change they went through.")
+        str,
+        typer.Option(
+            help="How weights are ranked: magnitude of the change they went through; or, on the "
+            "training examples, fisher (squared gradients), taylor (gradient × weight) or wanda "
+            "(weight × input)."
+        ),
     ] = "magnitude",
     density: options.Density = 0.05,
-    scope: options.Scope = "global",
+    scope: Annotated[
+        str,
+        typer.Option(
+            help="Rank weights over the whole model (global), in each module (module), or, not by "
+            "magnitude, in each row of a weight matrix (row)."
+        ),
+    ] = "global",
+    examples: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most training examples of a language; not by magnitude.  [default: 1024]",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Seed of their draw; not by magnitude.  [default: 0]", show_default=False
+        ),
+    ] = None,
     out: options.Out = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -42,10 +67,13 @@ def command(
     checkpoint = open_checkpoint(paths)
     target = out or Path(f"{checkpoint.name}-masks")
     check_output(target, overwrite=overwrite, outside=checkpoint.directories)
-    subnetworks = extract(checkpoint, method=method, density=density, scope=scope)
+    subnetworks = extract(
+        checkpoint, method=method, density=density, scope=scope, n_examples=examples, seed=seed
+    )
     with new_directory(target, overwrite=overwrite) as building:
         subnetworks.save(building)
-        write_run_record(building, "extract", dict(subnetworks[0].settings), checkpoint)
+        first = subnetworks[0]
+        write_run_record(building, "extract", dict(first.settings), checkpoint, seed=first.seed)
     frame = subnetworks.to_frame()
     if json:
         typer.echo(to_json(frame.to_dict(orient="records")))

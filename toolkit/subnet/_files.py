@@ -117,7 +117,7 @@ def _check_output(target: Path, overwrite: bool, outside: Iterable[Path]) -> Non
                 "is already there",
                 path=target,
                 expected="a new directory",
-                fix="choose another with --out, or replace it with --overwrite",
+                fix="choose another place, or replace it with --overwrite",
             )
         if not (target / RUN_FILE).is_file():
             raise OutputError(

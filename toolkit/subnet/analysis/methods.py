@@ -60,7 +60,7 @@ def methods_paragraph(analysis: Analysis) -> str:
                 f"{within}."
             )
         else:
-            parts.append(f"The subnetworks of the languages were given (method: {method}).")
+            parts.append(f"The subnetworks of the languages were given (found by {method}).")
     if "masks" in analysis.overlaps:
         parts.append(
             "Overlap of masks was compared with a structure-preserving null model, in which the "

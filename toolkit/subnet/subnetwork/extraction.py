@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from subnet.errors import InputError, MissingInputError, NotComparableError
@@ -15,8 +15,11 @@ from subnet.subnetwork.selection import Selection, top_k
 if TYPE_CHECKING:
     from subnet.checkpoint import Checkpoint, Update
 
+#: How weights can be ranked.
+METHODS = ("magnitude", "fisher", "taylor", "wanda")
+
 #: How the order among equal magnitudes is settled, as written into every mask.
-_TIES = "parameter name (sorted), then row-major index"
+TIES = "parameter name (sorted), then row-major index"
 
 
 @dataclass(frozen=True)
@@ -37,15 +40,9 @@ class MagnitudeSettings:
     parameters: str = "linear"
 
     def __post_init__(self) -> None:
-        density = self.density
-        if isinstance(density, bool) or not isinstance(density, int | float):
-            raise InputError(f"density is {density!r}", expected="a number, 0 < density <= 1")
-        if not 0 < density <= 1:
-            raise InputError(
-                f"density is {density}", expected="0 < density <= 1", fix="0.05 selects 5 %"
-            )
-        _one_of("scope", self.scope, ("global", "module"))
-        _one_of("parameters", self.parameters, ("linear", "all"))
+        check_density(self.density)
+        one_of("scope", self.scope, ("global", "module"))
+        one_of("parameters", self.parameters, ("linear", "all"))
 
 
 def extract(
@@ -55,6 +52,12 @@ def extract(
     density: float = 0.05,
     scope: str = "global",
     parameters: str = "linear",
+    data: Iterable[Mapping[str, Any]] | None = None,
+    labels: str | None = None,
+    model: str | None = None,
+    n_examples: int | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
 ) -> Subnetworks:
     """Find the subnetwork of each language.
 
@@ -67,31 +70,94 @@ def extract(
     ΔW is formed for one parameter at a time, three times over. Memory is the packed bits and, of
     LoRA, the largest ΔW; of fine-tuned weights, a block of rows.
 
+    `fisher`, `taylor` and `wanda` run a language's model on its examples, never on test examples:
+    the mean of squared gradients, the mean of |gradient × weight|, and |weight| · ‖input‖. What
+    each computes, and whose it is, stands with `FisherSettings`, `TaylorSettings` and
+    `WandaSettings`. Their masks are over the same weights as those by magnitude.
+
     Args:
-        source: A checkpoint (its `updates`, else its `steps`), one update, or several.
-        method: `"magnitude"`.
+        source: A checkpoint (its `updates`, else its `steps`); by magnitude also one update, or
+            several.
+        method: `"magnitude"`, `"fisher"`, `"taylor"` or `"wanda"`.
         density: Share of the weights to select, 0 < density ≤ 1.
-        scope: `"global"` or `"module"`; see `MagnitudeSettings`.
-        parameters: `"linear"` or `"all"`; see `MagnitudeSettings`.
+        scope: `"global"`, `"module"` or (not by magnitude) `"row"`; see the settings.
+        parameters: `"linear"`, or by magnitude `"all"`; see `MagnitudeSettings`.
+        data: Examples by which weights are ranked, by default the checkpoint's `train.jsonl`. Each
+            has a `language` and a `text` with its `label` (`target` for sequence-to-sequence
+            models, nothing for causal ones), or `input_ids` and `labels` as the model takes them.
+        labels: `fisher` only: `"true"` (default) or `"model"`, the expectation over the model's own
+            label distribution.
+        model: `"trained"` (default) or `"base"`; see `ImportanceSettings`.
+        n_examples: Most examples of a language, 1024 by default.
+        batch_size: Examples per pass, 16 by default.
+        seed: Seed of the draw of examples, 0 by default.
 
     Returns:
-        One subnetwork per update, in their order, with the signs of ΔW.
+        One subnetwork per update, in their order; by magnitude with the signs of ΔW.
 
     Raises:
-        InputError: A setting is out of range, ΔW holds NaN or infinity (names the tensor), is zero
-            everywhere, or the density selects no weight at all.
-        MissingInputError: There is no update.
+        InputError: A setting is out of range or does not belong to the method, what weights are
+            ranked by holds NaN or infinity (names the tensor) or is zero everywhere, the density
+            selects no weight at all, or an example is not usable or a test example.
+        MissingInputError: There is no update, or no example of a language.
 
     Example:
         >>> subnets = extract(open_checkpoint("checkpoint/"), density=0.05)  # doctest: +SKIP
         >>> subnets["de"].density  # doctest: +SKIP
         0.05
     """
-    _one_of("method", method, ("magnitude",))
+    one_of("method", method, METHODS)
+    given = {
+        "labels": labels, "model": model, "n_examples": n_examples, "batch_size": batch_size,
+        "seed": seed,
+    }  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not None}
+    if method != "magnitude":
+        return _by_importance(source, method, density, scope, parameters, data, given)
+    foreign = [*given, *(["data"] if data is not None else [])]
+    if foreign:
+        raise InputError(
+            f"{foreign[0]} is given for the method 'magnitude'",
+            expected="density, scope and parameters",
+            fix="it takes what training changed and looks at no data",
+        )
     settings = MagnitudeSettings(density, scope, parameters)
-    updates = _updates(source)
-    _refuse_repeats(updates)
+    updates = updates_of(source)
+    refuse_repeats(updates)
     return Subnetworks(_by_magnitude(update, settings) for update in updates)
+
+
+def _by_importance(
+    source: Checkpoint | Update | Iterable[Update],
+    method: str,
+    density: float,
+    scope: str,
+    parameters: str,
+    data: Iterable[Mapping[str, Any]] | None,
+    given: Mapping[str, Any],
+) -> Subnetworks:
+    from subnet.checkpoint import Checkpoint
+    from subnet.subnetwork.importance import SETTINGS, extract_by_importance
+
+    kind = SETTINGS[method]
+    known = [entry.name for entry in fields(kind)]
+    foreign = next((name for name in given if name not in known), None)
+    if foreign is not None:
+        raise InputError(
+            f"{foreign} is given for the method {method!r}", expected=f"some of {', '.join(known)}"
+        )
+    if parameters != "linear":
+        raise InputError(
+            f"parameters is {parameters!r} for the method {method!r}", expected="'linear'"
+        )
+    settings = kind(density=density, scope=scope, **given)
+    if not isinstance(source, Checkpoint):
+        raise InputError(
+            f"the method {method!r} is given {type(source).__name__}",
+            expected="a checkpoint, which has the model and the examples",
+            fix="open_checkpoint(path)",
+        )
+    return extract_by_importance(source, settings, data)
 
 
 def _by_magnitude(update: Update, settings: MagnitudeSettings) -> Subnetwork:
@@ -122,7 +188,7 @@ def _by_magnitude(update: Update, settings: MagnitudeSettings) -> Subnetwork:
     recorded: dict[str, Any] = {
         **asdict(settings),
         "update": update.kind,
-        "ties": _TIES,
+        "ties": TIES,
         "k": wanted,
         "unchanged_left_out": wanted - count,
     }
@@ -161,7 +227,8 @@ def _parameters(update: Update, which: str) -> tuple[dict[str, tuple[int, ...]],
     return dict(sorted(shapes.items())), sorted(left_out)
 
 
-def _updates(source: Checkpoint | Update | Iterable[Update]) -> Sequence[Update]:
+def updates_of(source: Checkpoint | Update | Iterable[Update]) -> Sequence[Update]:
+    """The updates that a source stands for, at least one."""
     from subnet.checkpoint import Checkpoint, Update
 
     if isinstance(source, Checkpoint):
@@ -180,7 +247,7 @@ def _updates(source: Checkpoint | Update | Iterable[Update]) -> Sequence[Update]
     return updates
 
 
-def _refuse_repeats(updates: Sequence[Update]) -> None:
+def refuse_repeats(updates: Sequence[Update]) -> None:
     """Refuse before the long work what `Subnetworks` would refuse after it."""
     seen: set[tuple[str, str]] = set()
     for update in updates:
@@ -195,6 +262,17 @@ def _refuse_repeats(updates: Sequence[Update]) -> None:
         seen.add(key)
 
 
-def _one_of(name: str, value: object, known: Sequence[str]) -> None:
+def check_density(density: object) -> None:
+    """Refuse what is no share of the weights."""
+    if isinstance(density, bool) or not isinstance(density, int | float):
+        raise InputError(f"density is {density!r}", expected="a number, 0 < density <= 1")
+    if not 0 < density <= 1:
+        raise InputError(
+            f"density is {density}", expected="0 < density <= 1", fix="0.05 selects 5 %"
+        )
+
+
+def one_of(name: str, value: object, known: Sequence[str]) -> None:
+    """Refuse a setting that is none of its known values."""
     if value not in known:
         raise InputError(f"{name} is {value!r}", expected=" or ".join(map(repr, known)))
