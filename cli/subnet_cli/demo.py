@@ -16,7 +16,7 @@ SUMMARY = "Train a small real experiment, then analyse it."
 EXAMPLE = """\b
 Example:
   $ subnet demo --languages de,fr,ru,uk,ar,fa
-  training, then analysing: about three minutes for twelve languages
+  training, then analysing: about two minutes for twelve languages
   ...
   report: demo-analysis/report.html
 """
@@ -51,7 +51,7 @@ def command(
     check_output(target, overwrite=overwrite)
     chosen = languages if languages in ("default", "all") else languages.split(",")
     if not quiet:
-        typer.echo("training, then analysing: about three minutes for twelve languages", err=True)
+        typer.echo("training, then analysing: about two minutes for twelve languages", err=True)
     with progress(quiet=quiet or json) as report:
         run_demo(
             directory,

@@ -53,7 +53,7 @@ def run_demo(
     `train.jsonl`, `test.jsonl`, `languages.csv`, `subnet.toml`, and `run.json` with every seed and
     setting. It appears only when it is complete. The same seed, settings, library versions and
     number of threads give the same bytes. On two cores the twelve default languages take about a
-    minute and a half, the 52 of `"all"` about ten minutes.
+    minute and a half, the 52 of `"all"` much longer.
 
     Args:
         directory: Where to write.
