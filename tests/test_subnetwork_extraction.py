@@ -118,7 +118,7 @@ def test_a_mask_says_how_it_was_found():
         "update": "lora",
         "ties": "parameter name (sorted), then row-major index",
         "k": 10,
-        "unchanged_left_out": 0,
+        "zeros_left_out": 0,
         "threshold": ranked[9],
     }
     json.dumps(found.settings)
@@ -137,7 +137,7 @@ def test_weights_that_did_not_change_are_never_selected():
         (found,) = extract([GivenUpdate(change)], density=0.5, scope=scope)
         assert elements(found) == {("b", 0), ("b", 13)}
         assert found.settings["k"] == k
-        assert found.settings["unchanged_left_out"] == 18
+        assert found.settings["zeros_left_out"] == 18
 
 
 def test_an_update_that_changed_nothing_is_refused():

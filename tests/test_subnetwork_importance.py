@@ -483,7 +483,7 @@ def test_an_example_that_cannot_be_used_is_refused(trained, changed, message):
         ({"batch_size": 0}, "batch_size is 0"),
         ({"n_examples": 0}, "n_examples is 0"),
         ({"seed": -1}, "seed is -1"),
-        ({"parameters": "all"}, "parameters is 'all' for the method 'fisher'"),
+        ({"parameters": "all"}, "parameters is given for the method 'fisher'"),
         ({"method": "wanda", "labels": "true"}, "labels is given for the method 'wanda'"),
         ({"method": "magnitude", "seed": 1}, "seed is given for the method 'magnitude'"),
         ({"method": "magnitude", "data": []}, "data is given for the method 'magnitude'"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,14 +31,20 @@ def command(
             "(weight × input)."
         ),
     ] = "magnitude",
-    density: options.Density = 0.05,
+    density: Annotated[
+        float | None,
+        typer.Option(
+            help="Share to select, 0 < density <= 1.  [default: 0.05]", show_default=False
+        ),
+    ] = None,
     scope: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Rank weights over the whole model (global), in each module (module), or, not by "
-            "magnitude, in each row of a weight matrix (row)."
+            "magnitude, in each row of a weight matrix (row).  [default: global]",
+            show_default=False,
         ),
-    ] = "global",
+    ] = None,
     examples: Annotated[
         int | None,
         typer.Option(
@@ -67,8 +73,14 @@ def command(
     checkpoint = open_checkpoint(paths)
     target = out or Path(f"{checkpoint.name}-masks")
     check_output(target, overwrite=overwrite, outside=checkpoint.directories)
+    given: dict[str, Any] = {
+        "density": density,
+        "scope": scope,
+        "n_examples": examples,
+        "seed": seed,
+    }
     subnetworks = extract(
-        checkpoint, method=method, density=density, scope=scope, n_examples=examples, seed=seed
+        checkpoint, method=method, **{k: v for k, v in given.items() if v is not None}
     )
     with new_directory(target, overwrite=overwrite) as building:
         subnetworks.save(building)

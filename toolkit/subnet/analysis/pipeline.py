@@ -335,11 +335,12 @@ def _warnings(
     """Every room's warnings, each once."""
     found: list[str] = []
     for subnetwork in subnetworks or ():
-        unchanged = int(subnetwork.settings.get("unchanged_left_out", 0))
-        if unchanged:
+        short = int(subnetwork.settings.get("zeros_left_out", 0))
+        if short:
+            why = "were changed" if subnetwork.method == "magnitude" else "matter at all"
             found.append(
-                f"the subnetwork of {subnetwork.language} is smaller than asked for: {unchanged} "
-                "weights short, since no more were changed"
+                f"the subnetwork of {subnetwork.language} is smaller than asked for: {short} "
+                f"weights short, since no more {why}"
             )
     for overlap in overlaps.values():
         found += overlap.warnings

@@ -116,6 +116,21 @@ class Checkpoint:
         _refuse_other_bases(found)
         return tuple(found)
 
+    def base_identity(self, run: str = MAIN_RUN) -> str:
+        """What makes two bases the same, of the base folder of a run.
+
+        Raises:
+            MissingInputError: There is no base with weights.
+        """
+        roots = sorted(self._roots, key=lambda root: root.run != run)
+        for root in roots:
+            store = self._bases.store(root.base)
+            if store is not None:
+                return self._bases.fingerprint(store)
+        raise MissingInputError(
+            "holds no base model", path=self.path, expected="its folder as base/"
+        )
+
     @cached_property
     def scores(self) -> Scores:
         """Scores after every stage.
@@ -153,8 +168,10 @@ class Checkpoint:
             if "family" in cells
         }
 
-    def examples(self, split: Literal["train", "test"]) -> Iterator[dict[str, Any]]:
-        """Examples of `train.jsonl` or `test.jsonl`, under the labels that the tables carry.
+    def examples(self, split: str) -> Iterator[dict[str, Any]]:
+        """Examples of `train.jsonl`, `validation.jsonl` or `test.jsonl`.
+
+        Their languages are under the labels that the tables carry.
 
         Raises:
             MissingInputError: There is no such file.

@@ -163,8 +163,8 @@ def survey_trainer_logs(root: Root, findings: Findings) -> None:
 
 
 def survey_examples(root: Root, findings: Findings) -> None:
-    """Examples of training and test."""
-    for split in ("train", "test"):
+    """Examples of training, validation and test."""
+    for split in ("train", "validation", "test"):
         path = root.path / f"{split}.jsonl"
         if not path.is_file():
             continue

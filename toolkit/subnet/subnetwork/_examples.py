@@ -79,24 +79,28 @@ class LanguageData:
         }
 
 
-def read_examples(checkpoint: Checkpoint, data: Iterable[Example] | None) -> LanguageData:
-    """The given examples, else those of the checkpoint's `train.jsonl`.
+def read_examples(
+    checkpoint: Checkpoint, data: Iterable[Example] | None, splits: Sequence[str] = ("train",)
+) -> LanguageData:
+    """The given examples, else those of the first of some splits that the checkpoint has.
 
     Raises:
-        MissingInputError: None were given and there is no `train.jsonl`.
+        MissingInputError: None were given and there is no such split.
         InputError: An example names no language.
     """
     source = None
     if data is None:
-        entry = next((e for e in checkpoint.entries if e.kind == "train_examples"), None)
-        if entry is None:
+        split = next((s for s in splits if checkpoint.holds(f"{s}_examples")), None)
+        if split is None:
+            names = " and no ".join(f"{name}.jsonl" for name in splits)
             raise MissingInputError(
-                "has no train.jsonl",
+                f"has no {names}",
                 path=checkpoint.path,
-                expected="examples to find a language's weights by",
-                fix="put the training examples there, or give data=",
+                expected="examples to find a language's subnetwork by",
+                fix="put examples there, or give data=",
             )
-        source, data = entry.path, checkpoint.examples("train")
+        source = next(e.path for e in checkpoint.entries if e.kind == f"{split}_examples")
+        data = checkpoint.examples(split)
     by_language: dict[str, list[Example]] = {}
     example: Any
     for number, example in enumerate(data, start=1):
