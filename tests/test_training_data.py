@@ -83,13 +83,15 @@ def test_languages_that_cannot_be_had_are_one_clear_line(labels, error, message)
 
 
 def test_every_language_has_the_same_concepts_on_the_same_side(data: DemoData) -> None:
-    for split in ("train", "test"):
+    for split in ("train", "validation", "test"):
         concepts = {
             tuple((example.concept, example.label) for example in examples)
             for examples in by_language(data, split).values()
         }
         assert len(concepts) == 1  # hence the same class balance in every language
-    assert not {e.concept for e in data.train} & {e.concept for e in data.test}
+    splits = [{e.concept for e in split} for split in (data.train, data.validation, data.test)]
+    assert all(splits)
+    assert len(set.union(*splits)) == sum(map(len, splits))
 
 
 def test_no_test_string_was_seen_in_training_in_any_language(data: DemoData) -> None:
@@ -99,19 +101,19 @@ def test_no_test_string_was_seen_in_training_in_any_language(data: DemoData) -> 
 
 def test_no_string_carries_two_labels_whatever_its_case(data: DemoData) -> None:
     labels = defaultdict(set)
-    for example in (*data.train, *data.test):
+    for example in (*data.train, *data.validation, *data.test):
         labels[example.text.casefold()].add(example.label)
     assert {len(kinds) for kinds in labels.values()} == {1}
 
 
 def test_ids_are_unique_over_all_languages(data: DemoData) -> None:
-    ids = [example.id for example in (*data.train, *data.test)]
+    ids = [example.id for example in (*data.train, *data.validation, *data.test)]
     assert len(set(ids)) == len(ids)
 
 
 def test_every_language_has_enough_concepts_and_a_majority_far_from_all(data: DemoData) -> None:
     for row in data.report:
-        assert row["train_examples"] >= 500
+        assert row["train_examples"] >= 400
         assert row["test_examples"] >= 200
         assert row["majority_share"] < 0.3
     assert set(data.kinds) == set(TERM_KINDS)
@@ -124,13 +126,17 @@ def test_less_than_one_percent_is_cut_in_any_language(data: DemoData) -> None:
 
 def test_the_report_counts_what_it_says() -> None:
     data = load_data(resolve_languages(["en", "tl", "th"]), max_bytes=30)
-    english = {e.concept: e.text for e in (*data.train, *data.test) if e.language == "en"}
+    english = {
+        e.concept: e.text for e in (*data.train, *data.validation, *data.test) if e.language == "en"
+    }
     for row in data.report:
-        own = [e for e in (*data.train, *data.test) if e.language == row["language"]]
+        own = [
+            e for e in (*data.train, *data.validation, *data.test) if e.language == row["language"]
+        ]
         n = len(own)
         cut = sum(len(e.text.encode("utf-8")) > 30 for e in own)
         counts = Counter(e.label for e in own)
-        assert row["train_examples"] + row["test_examples"] == n
+        assert row["train_examples"] + row["validation_examples"] + row["test_examples"] == n
         assert row["truncated_share"] == cut / n
         assert row["equal_to_english_share"] == sum(e.text == english[e.concept] for e in own) / n
         assert row["majority_share"] == max(counts.values()) / n
@@ -146,8 +152,8 @@ def test_the_side_of_a_concept_depends_on_the_seed_but_not_on_the_other_language
     more = load_data(resolve_languages(["en", "de", "th"]), max_concepts_per_kind=1000)
     other = load_data(resolve_languages(["en", "de"]), max_concepts_per_kind=1000, seed=1)
     test = {example.concept for example in few.test}
-    both = {e.concept for e in (*more.train, *more.test)} & {
-        e.concept for e in (*few.train, *few.test)
+    both = {e.concept for e in (*more.train, *more.validation, *more.test)} & {
+        e.concept for e in (*few.train, *few.validation, *few.test)
     }
     moved = {concept for concept in both if (concept in test) != (concept in _tested(more))}
     assert len(moved) < 0.05 * len(both)  # only where the cut falls
@@ -173,7 +179,9 @@ def test_a_concept_that_collides_in_one_language_is_dropped_in_all() -> None:
     }
     assert colliding
     data = load_data(resolve_languages(["en", "th"]), max_concepts_per_kind=10_000)
-    assert not colliding & {example.concept for example in (*data.train, *data.test)}
+    assert not colliding & {
+        example.concept for example in (*data.train, *data.validation, *data.test)
+    }
 
 
 def test_terms_are_those_of_babel() -> None:
@@ -200,7 +208,9 @@ def test_phrases_are_parallel_and_written_by_the_locale(kind: str) -> None:
 def test_phrases_can_be_labels_too() -> None:
     data = load_data(resolve_languages(["en", "ru"]), kinds=("territory", "date", "list"))
     assert data.kinds == ("territory", "date", "list")
-    assert any(example.text == "January 1, 1990" for example in (*data.train, *data.test))
+    assert any(
+        example.text == "January 1, 1990" for example in (*data.train, *data.validation, *data.test)
+    )
 
 
 def test_an_unknown_kind_is_one_clear_line() -> None:

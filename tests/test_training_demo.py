@@ -103,7 +103,14 @@ def test_the_directory_is_the_documented_one_and_nothing_else(demo: Path, run: d
     expected = {f"{folder}/{name}" for folder in folders for name in adapter}
     expected |= {f"base/{name}" for name in ("config.json", "model.safetensors")}
     expected |= {f"base/{name}" for name in ("tokenizer.json", "tokenizer_config.json")}
-    expected |= {"subnet.toml", "scores.csv", "items.csv", "train.jsonl", "test.jsonl"}
+    expected |= {
+        "subnet.toml",
+        "scores.csv",
+        "items.csv",
+        "train.jsonl",
+        "validation.jsonl",
+        "test.jsonl",
+    }
     expected |= {"languages.csv", "run.json"}
     assert set(files(demo)) == expected
 
@@ -301,7 +308,7 @@ def test_chance_is_what_always_answering_the_largest_kind_scores(demo: Path) -> 
 
 def test_examples_on_disk_are_those_of_the_data(demo: Path) -> None:
     data = load_data(resolve_languages(LANGUAGES), max_concepts_per_kind=30)
-    for split in ("train", "test"):
+    for split in ("train", "validation", "test"):
         stored = examples(demo / f"{split}.jsonl")
         assert list(stored[0]) == ["id", "language", "text", "label", "concept"]
         assert [entry["text"] for entry in stored] == [e.text for e in getattr(data, split)]

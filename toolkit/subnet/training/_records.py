@@ -67,6 +67,7 @@ def write_records(
 ) -> None:
     """Write everything but the models into a checkpoint directory."""
     _write_examples(data.train, folder / "train.jsonl")
+    _write_examples(data.validation, folder / "validation.jsonl")
     _write_examples(data.test, folder / "test.jsonl")
     write_csv(pd.DataFrame(list(data.report)), folder / "languages.csv")
     write_csv(_scores(data, stages), folder / "scores.csv")

@@ -49,6 +49,8 @@ class DemoData:
         languages: In the order asked for.
         kinds: The labels, in the order of the model's outputs.
         train: Languages in order, within each the training concepts in the same order.
+        validation: The same for the concepts that neither training nor tests see: what subnetworks
+            are searched on.
         test: The same for the test concepts.
         report: Per language, what could make it differ from the others: a row of `languages.csv`.
     """
@@ -56,6 +58,7 @@ class DemoData:
     languages: tuple[DemoLanguage, ...]
     kinds: tuple[str, ...]
     train: tuple[Example, ...]
+    validation: tuple[Example, ...]
     test: tuple[Example, ...]
     report: tuple[Mapping[str, Any], ...]
 
@@ -72,6 +75,7 @@ def load_data(
     kinds: tuple[str, ...] = TERM_KINDS,
     max_concepts_per_kind: int = 180,
     test_share: float = 0.3,
+    validation_share: float = 0.1,
     max_bytes: int = 158,
     seed: int = 0,
 ) -> DemoData:
@@ -82,6 +86,7 @@ def load_data(
         kinds: Which kinds, of those in `subnet.training.terms`.
         max_concepts_per_kind: Keeps the frequent kinds (names of languages) from being the answer.
         test_share: Share of each kind's concepts that is tested.
+        validation_share: Share of them that neither training nor tests see.
         max_bytes: Bytes of a text that the model reads, for the report of truncation.
         seed: Seed of the choice of concepts and of the split.
 
@@ -109,17 +114,21 @@ def load_data(
             expected=f"at least two kinds with {_SMALLEST_KIND} concepts each",
             fix="choose other languages",
         )
-    test_keys, train_keys = [], []
+    test_keys, validation_keys, train_keys = [], [], []
     for concepts in chosen.values():
         cut = max(1, round(test_share * len(concepts)))
+        second = cut + max(1, round(validation_share * len(concepts)))
         test_keys += concepts[:cut]
-        train_keys += concepts[cut:]
+        validation_keys += concepts[cut:second]
+        train_keys += concepts[second:]
+    keys = [*test_keys, *validation_keys, *train_keys]
     largest = max(len(concepts) for concepts in chosen.values())
     total = sum(len(concepts) for concepts in chosen.values())
     return DemoData(
         languages=tuple(languages),
         kinds=tuple(chosen),
         train=_examples(terms, train_keys),
+        validation=_examples(terms, validation_keys),
         test=_examples(terms, test_keys),
         report=tuple(
             {
@@ -128,9 +137,10 @@ def load_data(
                 "script": language.language.script,
                 "family": language.family,
                 "train_examples": len(train_keys),
+                "validation_examples": len(validation_keys),
                 "test_examples": len(test_keys),
                 "majority_share": largest / total,
-                **_describe(terms[language.label], english, [*test_keys, *train_keys], max_bytes),
+                **_describe(terms[language.label], english, keys, max_bytes),
                 "ambiguous_share": _ambiguous_share(terms[language.label], shared),
             }
             for language in languages

@@ -50,10 +50,10 @@ def run_demo(
 
     The directory follows the documented convention: `base/`, `adapters/<language>/`,
     `runs/replicate/adapters/<language>/`, `stages/<NN>-<language>/`, `scores.csv`, `items.csv`,
-    `train.jsonl`, `test.jsonl`, `languages.csv`, `subnet.toml`, and `run.json` with every seed and
-    setting. It appears only when it is complete. The same seed, settings, library versions and
-    number of threads give the same bytes. On two cores the twelve default languages take about a
-    minute and a half, the 52 of `"all"` much longer.
+    `train.jsonl`, `validation.jsonl`, `test.jsonl`, `languages.csv`, `subnet.toml`, and `run.json`
+    with every seed and setting. It appears only when it is complete. The same seed, settings,
+    library versions and number of threads give the same bytes. On two cores the twelve default
+    languages take about a minute and a half, the 52 of `"all"` much longer.
 
     Args:
         directory: Where to write.
@@ -85,6 +85,7 @@ def run_demo(
         kinds=settings.kinds,
         max_concepts_per_kind=settings.max_concepts_per_kind,
         test_share=settings.test_share,
+        validation_share=settings.validation_share,
         max_bytes=settings.max_length - ADDED_TOKENS,
         seed=seed,
     )

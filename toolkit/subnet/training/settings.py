@@ -17,6 +17,7 @@ class DemoSettings:
         kinds: The labels: kinds of terms (and phrases) drawn from CLDR.
         max_concepts_per_kind: Concepts kept of each kind, so that no kind dominates.
         test_share: Share of the concepts that is tested; the same concepts in every language.
+        validation_share: Share that neither training nor tests see: subnetworks are searched on it.
         max_length: Tokens (bytes and two special ones) of an input; longer ones are cut.
         width: Hidden size of the encoder.
         layers: Encoder layers.
@@ -43,6 +44,7 @@ class DemoSettings:
     kinds: tuple[str, ...] = TERM_KINDS
     max_concepts_per_kind: int = 180
     test_share: float = 0.3
+    validation_share: float = 0.1
     max_length: int = 160
     width: int = 96
     layers: int = 3
@@ -69,7 +71,7 @@ class DemoSettings:
                     raise InputError(f"replicates is {value}", expected="0 or more")
             elif field.name != "kinds" and not value > 0:
                 raise InputError(f"{field.name} is {value}", expected="a number above 0")
-        for name in ("test_share", "base_warmup"):
+        for name in ("test_share", "validation_share", "base_warmup"):
             if not getattr(self, name) < 1:
                 raise InputError(
                     f"{name} is {getattr(self, name)}", expected="a share between 0 and 1"
