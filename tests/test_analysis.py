@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import networkx as nx
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -15,6 +16,7 @@ import subnet
 from planted import LANGUAGES, write_arc
 from subnet._tables import COLUMNS
 from subnet.errors import InputError, OutputError
+from subnet.subnetwork import Subnetwork
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +202,38 @@ def test_masks_from_disk_are_compared_as_they_are(arc, tmp_path):
     analysis = subnet.analyze(tmp_path / "masks-only")
     direct = subnet.measure_overlap(masks).matrix("jaccard")
     pd.testing.assert_frame_equal(analysis.overlaps["masks"].matrix("jaccard"), direct)
+
+
+def test_masks_of_another_directory_take_the_place_of_those_by_magnitude(arc, tmp_path):
+    masks = subnet.extract(subnet.open_checkpoint(arc), density=0.2)
+    masks.save(tmp_path / "mine")
+    analysis = subnet.analyze(arc, masks=tmp_path / "mine", n_permutations=99)
+    direct = subnet.measure_overlap(masks).matrix("jaccard")
+    pd.testing.assert_frame_equal(analysis.overlaps["masks"].matrix("jaccard"), direct)
+    assert set(analysis.tables["relation"]["predictor"]) >= {"masks", "updates"}
+    inputs = json.loads((analysis.save(tmp_path / "report") / "run.json").read_text())["inputs"]
+    assert "masks: masks/de.safetensors" in inputs
+    with pytest.raises(InputError, match="'magnitude' is given beside the masks of"):
+        subnet.analyze(arc, masks=tmp_path / "mine", method="magnitude")
+
+
+def test_masks_of_heads_go_through_to_the_report(tmp_path):
+    languages = ("de", "fr", "sw", "tr", "ru")
+    makers.write_lora_directory(tmp_path / "x", languages)
+    makers.write_stages(tmp_path / "x", languages)
+    makers.write_scores(tmp_path / "x" / "scores.csv", languages)
+    rng = np.random.default_rng(0)
+    (tmp_path / "x" / "masks").mkdir()
+    for language in languages:
+        layers = {f"layers.{i}.heads": rng.random(4) < 0.5 for i in range(3)}
+        heads = Subnetwork.from_arrays(layers, language=language, base="b", granularity="head")
+        heads.save(tmp_path / "x" / "masks" / f"{language}.safetensors")
+    analysis = subnet.analyze(tmp_path / "x", n_permutations=99)
+    # What a stage changed is known by weight, not by head.
+    assert set(analysis.overlaps) == {"masks", "updates", "step_updates"}
+    assert (analysis.save(tmp_path / "report") / "report.html").stat().st_size > 10_000
+    by_weight = subnet.analyze(tmp_path / "x", method="magnitude", n_permutations=99)
+    assert "step_masks" in by_weight.overlaps
 
 
 @pytest.mark.parametrize(

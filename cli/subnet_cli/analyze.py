@@ -24,8 +24,10 @@ Example:
 def command(
     paths: options.Paths,
     out: options.Out = None,
-    density: options.Density = 0.05,
-    scope: options.Scope = "global",
+    method: options.Method = None,
+    density: options.Density = None,
+    scope: options.Scope = None,
+    masks: options.Masks = None,
     metric: options.Metric = None,
     permutations: options.Permutations = 9999,
     seed: options.Seed = 0,
@@ -50,8 +52,10 @@ def command(
     with progress(quiet=quiet or json) as report:
         analysis = analyze(
             checkpoint,
+            method=method,
             density=density,
             scope=scope,
+            masks=masks,
             metric=metric,
             n_permutations=permutations,
             seed=seed,

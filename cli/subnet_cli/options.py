@@ -28,12 +28,35 @@ Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace an earlier result (a folder with our run.json)."),
 ]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help="How subnetworks are found, as for extract.  [default: the masks that are there, else "
+        "magnitude]",
+        show_default=False,
+    ),
+]
+Masks = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Masks to take instead, as extract writes them.", show_default=False
+    ),
+]
 Density = Annotated[
-    float,
-    typer.Option(help="Share of the weights that a language's subnetwork keeps, 0 < density <= 1."),
+    float | None,
+    typer.Option(
+        help="Share that a language's subnetwork keeps, 0 < density <= 1.  [default: the method's; "
+        "0.05 by magnitude]",
+        show_default=False,
+    ),
 ]
 Scope = Annotated[
-    str, typer.Option(help="Rank weights over the whole model (global) or in each module (module).")
+    str | None,
+    typer.Option(
+        help="Rank weights over the whole model (global) or in each module (module).  [default: "
+        "global]",
+        show_default=False,
+    ),
 ]
 Permutations = Annotated[
     int, typer.Option(min=99, help="Most permutations for a p-value; exact where fewer exist.")

@@ -29,8 +29,10 @@ def command(
             "cosine, subspace_similarity or principal_angle of updates."
         ),
     ] = "jaccard",
-    density: options.Density = 0.05,
-    scope: options.Scope = "global",
+    method: options.Method = None,
+    density: options.Density = None,
+    scope: options.Scope = None,
+    masks: options.Masks = None,
     seed: options.Seed = 0,
     out: options.Out = None,
     json: options.Json = False,
@@ -44,14 +46,15 @@ def command(
     """
     from subnet._files import check_output, new_directory, to_json
     from subnet._tables import table, write_csv
-    from subnet.analysis import overlap_by_measure, write_run_record
+    from subnet.analysis import Search, overlap_by_measure, write_run_record
     from subnet.checkpoint import open_checkpoint
     from subnet.overlap import write_graph
 
     checkpoint = open_checkpoint(paths)
     if out is not None:
         check_output(out, overwrite=overwrite, outside=checkpoint.directories)
-    overlap = overlap_by_measure(checkpoint, measure, density=density, scope=scope, seed=seed)
+    search = Search(method=method, density=density, scope=scope, masks=masks)
+    overlap = overlap_by_measure(checkpoint, measure, search, seed=seed)
     if out is not None:
         with new_directory(out, overwrite=overwrite) as building:
             write_csv(table("overlap", overlap.to_frame()), building / "overlap.csv")

@@ -20,8 +20,10 @@ Example:
 def command(
     paths: options.Paths,
     metric: options.Metric = None,
-    density: options.Density = 0.05,
-    scope: options.Scope = "global",
+    method: options.Method = None,
+    density: options.Density = None,
+    scope: options.Scope = None,
+    masks: options.Masks = None,
     permutations: options.Permutations = 9999,
     seed: options.Seed = 0,
     json: options.Json = False,
@@ -39,8 +41,10 @@ def command(
     with progress(quiet=quiet or json) as report:
         analysis = analyze(
             paths,
+            method=method,
             density=density,
             scope=scope,
+            masks=masks,
             metric=metric,
             n_permutations=permutations,
             seed=seed,

@@ -8,6 +8,7 @@ from subnet._version import __version__
 
 if TYPE_CHECKING:
     from subnet.analysis.pipeline import Analysis
+    from subnet.subnetwork import Subnetwork
 
 BIBTEX = """\
 @article{dekker2007sensitivity,
@@ -46,21 +47,44 @@ BIBTEX = """\
 """  # noqa: E501 - references are data
 
 
+#: Method of extraction to what its masks hold, the share left open.
+_SELECTED = {
+    "magnitude": "the {share} of the weights with the largest absolute change {within} (Ansell et "
+    "al., 2022)",
+    "fisher": "the {share} of the weights with the largest diagonal Fisher information {within} "
+    "(Sung et al., 2021)",
+    "taylor": "the {share} of the weights with the largest mean absolute product of gradient and "
+    "weight {within} (Molchanov et al., 2019)",
+    "wanda": "the {share} of the weights with the largest product of magnitude and input norm "
+    "{within} (Sun et al., 2024)",
+}
+
+_WITHIN = {
+    "global": "over the whole model",
+    "module": "in each module",
+    "row": "in each row of a weight matrix",
+}
+
+
+def _subnetworks_sentence(first: Subnetwork) -> str:
+    settings = first.settings
+    if first.method not in _SELECTED:
+        return f"The subnetworks of the languages were given (found by {first.method})."
+    what = _SELECTED[first.method].format(
+        share=f"{100 * settings['density']:g} %", within=_WITHIN[settings.get("scope", "global")]
+    )
+    on = ""
+    if "n_examples_used" in settings:
+        on = f", on up to {settings['n_examples']} examples each (seed {settings['seed']})"
+    return f"The subnetwork of a language holds {what}{on}."
+
+
 def methods_paragraph(analysis: Analysis) -> str:
     """What was done, in the words of a methods section, with the settings of this analysis."""
     settings = analysis.provenance.settings
     parts = [f"Analyses were run with subnet-toolkit {__version__}."]
     if analysis.subnetworks:
-        method = analysis.subnetworks[0].method
-        if method == "magnitude":
-            within = "over the whole model" if settings["scope"] == "global" else "in each module"
-            parts.append(
-                "The subnetwork of a language holds the "
-                f"{100 * settings['density']:g} % of the weights with the largest absolute change "
-                f"{within}."
-            )
-        else:
-            parts.append(f"The subnetworks of the languages were given (found by {method}).")
+        parts.append(_subnetworks_sentence(analysis.subnetworks[0]))
     if "masks" in analysis.overlaps:
         parts.append(
             "Overlap of masks was compared with a structure-preserving null model, in which the "

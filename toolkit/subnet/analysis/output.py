@@ -44,7 +44,10 @@ _GRAPHS = {
 
 def save(analysis: Analysis, directory: Path, *, overwrite: bool) -> Path:
     """Write everything into a directory that appears when it is complete."""
-    content = report_content(analysis, inputs_of(analysis.checkpoint))
+    inputs = inputs_of(analysis.checkpoint)
+    if analysis.masks is not None:
+        inputs |= {f"masks: {name}": sha for name, sha in inputs_of(analysis.masks).items()}
+    content = report_content(analysis, inputs)
     outside = analysis.checkpoint.directories
     with new_directory(directory, overwrite=overwrite, outside=outside) as building:
         for folder in ("tables", "graphs", "figures"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class Analysis:
         warnings: What a reader must know before believing a number.
         provenance: Settings, seed and versions.
         sections: Further sections of the report.
+        masks: Where the masks were read, if not in the checkpoint.
     """
 
     checkpoint: Checkpoint
@@ -64,6 +66,7 @@ class Analysis:
     warnings: tuple[str, ...]
     provenance: Provenance
     sections: Sequence[Section] = field(default=(), repr=False)
+    masks: Checkpoint | None = field(default=None, repr=False)
 
     @property
     def headline(self) -> Headline:
@@ -118,8 +121,10 @@ class Analysis:
 def analyze(
     paths: str | Path | Sequence[str | Path] | Checkpoint,
     *,
-    density: float = 0.05,
-    scope: str = "global",
+    method: str | None = None,
+    density: float | None = None,
+    scope: str | None = None,
+    masks: str | Path | None = None,
     metric: str | None = None,
     n_permutations: int = 9999,
     seed: int = 0,
@@ -130,8 +135,11 @@ def analyze(
 
     Args:
         paths: A checkpoint directory, several runs, or a `Checkpoint`.
-        density: Share of the weights that a language's subnetwork keeps.
+        method: How subnetworks are found, as for `subnet.extract`. Where it is not given, the masks
+            that the checkpoint holds are taken, else those by magnitude.
+        density: Share that a language's subnetwork keeps; the default of the method if not given.
         scope: Rank weights over the whole model (`global`) or within each module (`module`).
+        masks: A directory of masks (as `subnet extract` writes) to take instead.
         metric: Metric whose changes are explained; `loss` where there is one, else the first.
         n_permutations: Most permutations for a p-value; exact where fewer exist.
         seed: Seed of everything random.
@@ -156,10 +164,11 @@ def analyze(
     confounds = measure_confounds(checkpoint)
 
     step("subnetworks")
-    subnetworks = find_subnetworks(checkpoint, density=density, scope=scope)
+    search = Search(method=method, density=density, scope=scope, masks=masks)
+    subnetworks = find_subnetworks(checkpoint, search)
 
     step("overlap")
-    overlaps = find_overlaps(checkpoint, subnetworks, density=density, scope=scope, seed=seed)
+    overlaps = find_overlaps(checkpoint, subnetworks, search, seed=seed)
 
     step("forgetting")
     forgetting, groups = None, None
@@ -181,8 +190,7 @@ def analyze(
         )
 
     settings = {
-        "density": density,
-        "scope": scope,
+        **search.to_dict(),
         "metric": metric,
         "n_permutations": n_permutations,
     }
@@ -198,26 +206,68 @@ def analyze(
         warnings=_warnings(subnetworks, overlaps, forgetting),
         provenance=provenance("analyze", settings, seed=seed, libraries=output.LIBRARIES),
         sections=sections,
+        masks=search.opened_masks,
     )
 
 
-def find_subnetworks(checkpoint: Checkpoint, *, density: float, scope: str) -> Subnetworks | None:
-    """The masks that are there, else masks by magnitude of what training changed."""
-    masks = [entry for entry in checkpoint.entries if entry.kind == "mask"]
-    if masks:
+@dataclass(frozen=True)
+class Search:
+    """How the subnetworks of an analysis are found.
+
+    Attributes:
+        method: As of `subnet.extract`; None for the masks that are there, else by magnitude.
+        density: Share to select; None for the method's own default.
+        scope: Within what values are ranked; None for the method's own default.
+        masks: A directory of masks to take instead.
+    """
+
+    method: str | None = None
+    density: float | None = None
+    scope: str | None = None
+    masks: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.masks is not None and self.method is not None:
+            raise InputError(
+                f"the method {self.method!r} is given beside the masks of {self.masks}",
+                expected="one of them",
+            )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Density and scope, where they are given."""
+        given = {"density": self.density, "scope": self.scope}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @cached_property
+    def opened_masks(self) -> Checkpoint | None:
+        """The directory of masks, opened."""
+        return None if self.masks is None else open_checkpoint(self.masks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the record."""
+        return {
+            "method": self.method or "the masks that are there, else magnitude",
+            "masks": None if self.masks is None else Path(self.masks).name,
+            **self.settings,
+        }
+
+
+def find_subnetworks(checkpoint: Checkpoint, search: Search) -> Subnetworks | None:
+    """The masks that were asked for or are there, else those of what training changed."""
+    if search.opened_masks is not None:
+        return load_subnetworks(search.opened_masks)
+    if search.method is not None:
+        return extract(checkpoint, method=search.method, **search.settings)
+    if checkpoint.holds("mask"):
         return load_subnetworks(checkpoint)
     if checkpoint.updates or checkpoint.steps:
-        return extract(checkpoint, density=density, scope=scope)
+        return extract(checkpoint, **search.settings)
     return None
 
 
 def find_overlaps(
-    checkpoint: Checkpoint,
-    subnetworks: Subnetworks | None,
-    *,
-    density: float,
-    scope: str,
-    seed: int,
+    checkpoint: Checkpoint, subnetworks: Subnetworks | None, search: Search, *, seed: int
 ) -> dict[str, Overlap]:
     """Every comparison that the directory allows, by what was compared with what."""
     updates, steps = checkpoint.updates, checkpoint.steps
@@ -226,16 +276,19 @@ def find_overlaps(
         found["masks"] = measure_overlap(subnetworks, seed=seed)
     if _has_pairs(updates or steps):
         found["updates"] = measure_overlap(updates or steps, seed=seed)
-    if steps and updates and subnetworks is not None:
-        changed = extract(steps, density=density, scope=scope)
+    if steps and updates:
         directed: dict[str, Any] = {"levels": _DIRECTED_LEVELS, "seed": seed}
-        found["step_masks"] = measure_overlap(changed, others=subnetworks, **directed)
+        # What a stage changed is known by weight; units have no counterpart in it.
+        if subnetworks is not None and subnetworks[0].granularity == "weight":
+            by_weight = search.settings if search.method in (None, "magnitude") else {}
+            changed = extract(steps, **by_weight)
+            found["step_masks"] = measure_overlap(changed, others=subnetworks, **directed)
         found["step_updates"] = measure_overlap(steps, others=updates, **directed)
     return found
 
 
 def overlap_by_measure(
-    checkpoint: Checkpoint, measure: str, *, density: float, scope: str, seed: int
+    checkpoint: Checkpoint, measure: str, search: Search, *, seed: int
 ) -> Overlap:
     """The overlap of all languages that defines a measure.
 
@@ -247,7 +300,7 @@ def overlap_by_measure(
         known = ", ".join((*MASK_MEASURES, *UPDATE_MEASURES))
         raise InputError(f"there is no measure {measure!r}", expected=f"one of {known}")
     if measure in MASK_MEASURES:
-        things: Any = find_subnetworks(checkpoint, density=density, scope=scope)
+        things: Any = find_subnetworks(checkpoint, search)
     else:
         things = checkpoint.updates or checkpoint.steps
     if not things:
@@ -335,12 +388,13 @@ def _warnings(
     """Every room's warnings, each once."""
     found: list[str] = []
     for subnetwork in subnetworks or ():
+        unit = f"{subnetwork.granularity}s"
         short = int(subnetwork.settings.get("zeros_left_out", 0))
         if short:
             why = "were changed" if subnetwork.method == "magnitude" else "matter at all"
             found.append(
                 f"the subnetwork of {subnetwork.language} is smaller than asked for: {short} "
-                f"weights short, since no more {why}"
+                f"{unit} short, since no more {why}"
             )
     for overlap in overlaps.values():
         found += overlap.warnings
