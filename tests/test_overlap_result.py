@@ -281,3 +281,33 @@ def test_unknown_names_are_refused_with_those_that_exist(masks_overlap):
         masks_overlap.matrix("jaccard", "layer", "7")
     with pytest.raises(InputError, match="run 'third' has no pair; expected one of main, seed2"):
         masks_overlap.matrix("jaccard", run="third")
+
+
+def test_halves_of_the_examples_give_a_ceiling_where_no_language_was_trained_twice(things):
+    masks = [mask_of(update) for update in things]
+    languages, again = masks[:4], [dataclasses.replace(m, run="main") for m in masks[4:]]
+    overlap = measure_overlap(languages, halves=(languages[:2], again))
+    frame = overlap.to_frame()
+    half = frame[frame["comparison"] == "half"]
+    assert set(zip(half["language_a"], half["language_b"], strict=True)) == {
+        ("de", "de"),
+        ("fr", "fr"),
+    }
+    # The same numbers as two runs of these languages, and pairs of languages as without halves.
+    twice = measure_overlap(masks)
+    assert overlap.ceiling("jaccard") == twice.ceiling("jaccard")
+    assert overlap.ceiling_kind == "half"
+    assert twice.ceiling_kind == "replicate"
+    alone = measure_overlap(languages)
+    assert alone.ceiling_kind == ""
+    pd.testing.assert_frame_equal(
+        overlap.pairs("jaccard").drop(columns="position"),
+        alone.pairs("jaccard").drop(columns="position"),
+    )
+    expected = twice.pairs("jaccard")["position"]
+    pd.testing.assert_series_equal(overlap.pairs("jaccard")["position"], expected)
+    # Another seed of a language is the better ceiling.
+    both = measure_overlap(masks, halves=(languages[:2], [languages[1]]))
+    assert both.ceiling("jaccard") == twice.ceiling("jaccard")
+    with pytest.raises(InputError, match="the halves have no language in common"):
+        measure_overlap(languages, halves=(languages[:1], languages[1:2]))

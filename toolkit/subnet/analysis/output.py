@@ -115,7 +115,8 @@ def key_numbers(analysis: Analysis) -> list[str]:
         if numbers:
             line = f"{words}: {numbers['mean']:.3f} on average, by chance {numbers['floor']:.3f}"
             if math.isfinite(numbers["ceiling"]):
-                line += f", same language from another seed {numbers['ceiling']:.3f}"
+                other = "half" if analysis.overlaps[name].ceiling_kind == "half" else "seed"
+                line += f", same language from another {other} {numbers['ceiling']:.3f}"
             exceeding = f"{numbers['exceeding']} of {numbers['pairs']} pairs exceed chance"
             lines.append(f"{line}; {exceeding} (q < .05)")
     for run, metrics in _forgetting_numbers(analysis).items():

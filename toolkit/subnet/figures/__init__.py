@@ -4,7 +4,7 @@ Figures are drawn without pyplot and hold no state; `to_svg` turns one into text
 page or in a file of its own.
 """
 
-from subnet.figures._frames import directed_pairs, overlap_reference, overlap_rows
+from subnet.figures._frames import ceiling_kind, directed_pairs, overlap_reference, overlap_rows
 from subnet.figures.charts import (
     Slope,
     forgetting_by_language,
@@ -18,6 +18,7 @@ from subnet.figures.svg import to_svg
 
 __all__ = [
     "Slope",
+    "ceiling_kind",
     "directed_pairs",
     "effect_matrix",
     "forgetting_by_language",

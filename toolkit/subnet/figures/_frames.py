@@ -51,11 +51,19 @@ def between(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def replicates(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows that compare a language with itself, trained a second time."""
+    """Rows that compare a language with itself: trained twice, or else on halves of its data."""
     same = rows["language_a"] == rows["language_b"]
-    if "comparison" in rows.columns:
-        same &= rows["comparison"] == "replicate"
-    return rows[same]
+    if "comparison" not in rows.columns:
+        return rows[same]
+    twice = rows[same & (rows["comparison"] == "replicate")]
+    return twice if len(twice) else rows[same & (rows["comparison"] == "half")]
+
+
+def ceiling_kind(rows: pd.DataFrame) -> str:
+    """What the ceiling compares a language with: `other seed`, or `other half` of its examples."""
+    found = replicates(rows)
+    halves = "comparison" in rows.columns and set(found["comparison"]) == {"half"}
+    return "other half" if halves else "other seed"
 
 
 def overlap_values(
@@ -94,7 +102,7 @@ def overlap_reference(
     level: str = "all",
     module: str = "",
 ) -> tuple[float, float]:
-    """(floor, ceiling): mean expectation under the null model, mean over seed replicates."""
+    """(floor, ceiling): mean expectation under the null model, mean over the same language."""
     rows = overlap_rows(overlap, measure=measure, source=source, level=level, module=module)
     return _mean(between(rows)["expected"]), _mean(replicates(rows)["value"])
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from subnet._statistics import normal_interval
-from subnet.figures._frames import between, each, overlap_rows, replicates
+from subnet.figures._frames import between, ceiling_kind, each, overlap_rows, replicates
 from subnet.figures._style import (
     COLOURS,
     INK,
@@ -112,7 +112,7 @@ def overlap_by_layer(overlap: pd.DataFrame, *, measure: str, source: str | None 
     places = np.arange(len(layers))
     labels = []
     entries = [
-        (ceiling, "same language, other seed", COLOURS[2], "^", "--"),
+        (ceiling, f"same language, {ceiling_kind(rows)}", COLOURS[2], "^", "--"),
         (mean, "pairs of languages (90 % range)", COLOURS[0], "o", "-"),
         (floor, "expected by chance", INK, "", ":"),
     ]

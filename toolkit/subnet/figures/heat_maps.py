@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
-from subnet.figures._frames import each, overlap_reference, overlap_values
+from subnet.figures._frames import (
+    ceiling_kind,
+    each,
+    overlap_reference,
+    overlap_rows,
+    overlap_values,
+)
 from subnet.figures._style import (
     INK,
     SMALL,
@@ -138,9 +144,9 @@ def overlap_heat_map(
     """Overlap of every pair of languages, similar ones side by side.
 
     The order comes from hierarchical clustering (average linkage, optimal leaf order). The colour
-    bar bears the value expected by chance (floor) and the mean over the same language trained twice
-    (ceiling) where they are known; a language that was trained twice has that value on the
-    diagonal.
+    bar bears the value expected by chance (floor) and the mean over the same language trained
+    twice, or found on two halves of its examples (ceiling), where they are known; such a language
+    has that value on the diagonal.
 
     Args:
         overlap: The table of overlaps.
@@ -159,7 +165,8 @@ def overlap_heat_map(
     values = values.iloc[order, order]
     matrix = values.to_numpy(dtype=np.float64)
     names = Names.of(languages)
-    marks = {"chance": floor, "other seed": ceiling}
+    rows = overlap_rows(overlap, measure=measure, source=source, level=level, module=module)
+    marks = {"chance": floor, ceiling_kind(rows): ceiling}
     return _heat_map(
         matrix,
         [names.long(str(row)) for row in values.index],

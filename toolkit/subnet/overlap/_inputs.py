@@ -59,7 +59,8 @@ class Pairs:
     Attributes:
         a, b: [p], indices of the entries.
         run: [p], the run; `first|second` where the two come from different runs.
-        comparison: [p], `between` languages, or `replicate` of one language in two runs.
+        comparison: [p], `between` languages, `replicate` of one language in two runs, or `half`:
+            one language found on two halves of its examples.
         directed: Whether a pair stands for the direction a to b only.
     """
 
@@ -98,7 +99,15 @@ class Entries:
     warnings: tuple[str, ...]
 
 
-def collect(things: Iterable[Any], others: Iterable[Any] | None) -> Entries:
+#: Two entries, under which run, and for what purpose.
+_Row = tuple[int, int, str, str]
+
+
+def collect(
+    things: Iterable[Any],
+    others: Iterable[Any] | None,
+    halves: tuple[Iterable[Any], Iterable[Any]] | None = None,
+) -> Entries:
     """Check that the things can be compared, and say what is compared with what.
 
     Raises:
@@ -112,7 +121,8 @@ def collect(things: Iterable[Any], others: Iterable[Any] | None) -> Entries:
             raise InputError(
                 f"{name} holds no subnetwork and no update", expected="at least one to compare"
             )
-    items = first + second
+    split = () if halves is None else tuple(tuple(half) for half in halves)
+    items = first + second + sum(split, ())
     source = _source(first)
     if (source == "masks") != (_source(items) == "masks") or any(
         (_source((item,)) == "masks") != (source == "masks") for item in items
@@ -123,11 +133,14 @@ def collect(things: Iterable[Any], others: Iterable[Any] | None) -> Entries:
             fix="compare extract(checkpoint) or checkpoint.updates, not both in one call",
         )
     labels = tuple(str(item.language) for item in items)
-    for group in (first, second):
+    for group in (first, second, *split):
         _refuse_repeats(group)
     _refuse_different(items, labels, source)
     parameters, warnings = _shared_parameters(items, labels)
-    pairs = _all_pairs(items, labels) if others is None else _rectangle(first, second)
+    rows = _all_pairs(first, labels) if others is None else _rectangle(first, second)
+    if split:
+        rows += _half_pairs(split, start=len(first) + len(second))
+    pairs = _pairs(rows, directed=others is not None)
     return Entries(
         items=items,
         labels=labels,
@@ -184,6 +197,13 @@ def _refuse_different(items: Sequence[Any], labels: Sequence[str], source: str) 
                 fix="compare only what was trained from the same base",
             )
     if source == "masks":
+        if any(item.granularity == "direction" for item in items):
+            raise InputError(
+                "the masks are of singular directions, whose overlap has no null model here",
+                expected="masks of weights, heads or neurons, or the updates themselves",
+                fix="measure_directions tests direction by direction, measure_overlap(updates) "
+                "compares whole subspaces",
+            )
         for item, label in zip(items, labels, strict=True):
             if item.granularity != items[0].granularity:
                 raise NotComparableError(
@@ -233,7 +253,7 @@ def _shared_parameters(
     return parameters, (warning,)
 
 
-def _all_pairs(items: Sequence[Any], labels: Sequence[str]) -> Pairs:
+def _all_pairs(items: Sequence[Any], labels: Sequence[str]) -> list[_Row]:
     """Languages within a run, and each language with itself in other runs."""
     rows: list[tuple[int, int, str, str]] = []
     for a, b in combinations(range(len(items)), 2):
@@ -248,10 +268,10 @@ def _all_pairs(items: Sequence[Any], labels: Sequence[str]) -> Pairs:
             f"nothing to compare: {names}",
             expected="at least two languages in one run, or one language in two runs",
         )
-    return _pairs(rows, directed=False)
+    return rows
 
 
-def _rectangle(first: Sequence[Any], second: Sequence[Any]) -> Pairs:
+def _rectangle(first: Sequence[Any], second: Sequence[Any]) -> list[_Row]:
     """Every one of the first with every one of the second, within a run where runs meet."""
     meet = {item.run for item in first} & {item.run for item in second}
     rows: list[tuple[int, int, str, str]] = []
@@ -260,10 +280,27 @@ def _rectangle(first: Sequence[Any], second: Sequence[Any]) -> Pairs:
             rows.append((a, len(first) + b, one.run, "between"))
         elif not meet:
             rows.append((a, len(first) + b, f"{one.run}|{other.run}", "between"))
-    return _pairs(rows, directed=True)
+    return rows
 
 
-def _pairs(rows: Sequence[tuple[int, int, str, str]], *, directed: bool) -> Pairs:
+def _half_pairs(split: Sequence[Sequence[Any]], start: int) -> list[_Row]:
+    """Each language of the one half with itself in the other, run by run."""
+    first, second = split
+    places = {(str(item.language), item.run): b for b, item in enumerate(second)}
+    rows = [
+        (start + a, start + len(first) + places[key], item.run, "half")
+        for a, item in enumerate(first)
+        if (key := (str(item.language), item.run)) in places
+    ]
+    if not rows:
+        raise InputError(
+            "the halves have no language in common",
+            expected="the same languages in both, as extract_halves gives them",
+        )
+    return rows
+
+
+def _pairs(rows: Sequence[_Row], *, directed: bool) -> Pairs:
     return Pairs(
         a=np.array([row[0] for row in rows], dtype=np.int64),
         b=np.array([row[1] for row in rows], dtype=np.int64),

@@ -113,12 +113,18 @@ def build_frame(entries: Entries, levels: Levels, measured: Sequence[Measured]) 
     return _tables.table("overlap", frame)
 
 
+def same_language(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows that give the ceiling: another seed of a language, or else halves of its examples."""
+    replicates = frame[frame["comparison"] == "replicate"]
+    return replicates if len(replicates) else frame[frame["comparison"] == "half"]
+
+
 def _position(frame: pd.DataFrame) -> pd.Series[float]:
-    """(value − expected) / (ceiling − expected): 0 at chance, 1 at another seed of the language."""
+    """(value − expected) / (ceiling − expected): 0 at chance, 1 at the ceiling."""
     import pandas as pd
 
     cell = ["measure", "level", "module", "null"]
-    replicates = frame[frame["comparison"] == "replicate"]
+    replicates = same_language(frame)
     if replicates.empty:
         return pd.Series(np.nan, index=frame.index)
     mean = replicates.groupby(cell)["value"].mean().rename("ceiling")

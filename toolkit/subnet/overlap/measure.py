@@ -24,6 +24,7 @@ def measure_overlap(
     measures: Sequence[str] | None = None,
     levels: Sequence[str] = LEVELS,
     others: Iterable[Mask] | Iterable[WeightUpdate] | None = None,
+    halves: tuple[Iterable[Mask], Iterable[Mask]] | None = None,
     seed: int = 0,
 ) -> Overlap:
     """How much every two languages share, with what chance gives beside each number.
@@ -58,6 +59,9 @@ def measure_overlap(
         levels: Some of `all`, `layer`, `type`, `module`.
         others: Compare each of the things with each of these instead (directed rows), for instance
             steps with adapters; within a run where they have runs in common.
+        halves: The same languages found on two disjoint halves of their examples
+            (`subnet.subnetwork.extract_halves`): each is compared with itself only, and gives the
+            ceiling where no language was trained twice.
         seed: Seed of the sampled chance level of principal angles and of the singular vectors of
             large full-rank updates; all else is exact or in closed form.
 
@@ -69,7 +73,7 @@ def measure_overlap(
         >>> overlap = measure_overlap(subnet.extract(checkpoint))  # doctest: +SKIP
         >>> overlap.matrix("jaccard")  # doctest: +SKIP
     """
-    entries = collect(things, others)
+    entries = collect(things, others, halves)
     grouped = group_parameters(entries.parameters, levels)
     warnings = entries.warnings
     if entries.source == "masks":

@@ -12,6 +12,7 @@ from subnet._tables import MAIN_RUN, Provenance
 from subnet.errors import InputError
 from subnet.language import Language
 from subnet.overlap._names import headline_null
+from subnet.overlap._rows import same_language
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -24,10 +25,11 @@ class Overlap:
 
     Attributes:
         frame: One row per pair, level, module, measure and null model: the fixed columns of
-            `overlap.csv`, then `comparison` (`between` languages, or `replicate`: one language in
-            two runs, with `run` = `first|second`), `n_a`, `n_b` (weights kept by each mask, or
-            dimensions of each subspace), `position` (0 = chance, 1 = another seed of the same
-            language; undefined without replicates) and `reason`.
+            `overlap.csv`, then `comparison` (`between` languages, `replicate`: one language in two
+            runs, with `run` = `first|second`, or `half`: one language found on two halves of its
+            examples), `n_a`, `n_b` (weights kept by each mask, or dimensions of each subspace),
+            `position` (0 = chance, 1 = the ceiling: another seed of the same language or, without
+            any, halves of its examples; undefined without either) and `reason`.
         languages: The languages, in the order given; a label that is no language code stays text.
         source: `masks`, `updates` or `steps`.
         spectra: Of updates, one row per language and parameter: `rank`, `effective_rank`, `norm`,
@@ -136,9 +138,16 @@ class Overlap:
         return table.rename_axis(index="language_a", columns="language_b")
 
     def ceiling(self, measure: str, level: str = "all", module: str = "") -> float:
-        """Mean of the measure between runs of the same language; NaN without replicates."""
-        rows = self.rows(measure, level, module)
-        return float(rows.loc[rows["comparison"] == "replicate", "value"].mean())
+        """Mean of the measure between runs of the same language, or else between halves of data.
+
+        NaN without either.
+        """
+        return float(same_language(self.rows(measure, level, module))["value"].mean())
+
+    @property
+    def ceiling_kind(self) -> str:
+        """What the ceiling compares: `replicate`, `half`, or `""` where there is none."""
+        return next(iter(same_language(self.frame)["comparison"]), "")
 
     def floor(
         self, measure: str, level: str = "all", module: str = "", *, run: str | None = None

@@ -26,6 +26,12 @@ _KINDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "step_updates": ("a stage's change against each language's", ("cosine",)),
 }
 
+#: In words, what the ceiling compares a language with.
+_CEILINGS = {
+    "other seed": "from another seed",
+    "other half": "found on the other half of its examples",
+}
+
 _FORGETTING = (
     ("forgetting_since_turn_split_half", "forgetting_since_turn"),
     ("loss_since_start",),
@@ -277,8 +283,9 @@ def _overlap_section(
         shown.append(_graph_figure(graph, languages, seed))
     return Section(
         "overlap", title, figures=shown, tables=tables,
-        lead="Chance is not zero, and the same language trained twice does not overlap fully with "
-        "itself: read every overlap between that floor and that ceiling.",
+        lead="Chance is not zero, and the same language trained twice, or found on two halves of "
+        "its examples, does not overlap fully with itself: read every overlap between that floor "
+        "and that ceiling.",
         method="Headlines and edges rest on the null model that keeps the structure of a weight "
         "matrix: for masks its rows and columns permuted, for the cosine random signs of its rows, "
         "for subspaces their coordinates permuted with random signs. The element null, which takes "
@@ -297,8 +304,9 @@ def _overlap_figures(
         lines.append(f"By chance {format_number(floor)} is expected.")
     if math.isfinite(ceiling):
         lines.append(
-            f"The same language from another seed reaches {format_number(ceiling)}: no pair of "
-            "languages can be told to share more than that. Those values stand on the diagonal."
+            f"The same language {_CEILINGS[figures.ceiling_kind(frame)]} reaches "
+            f"{format_number(ceiling)}: no pair of languages can be told to share more than that. "
+            "Those values stand on the diagonal."
         )
     elif not kind.startswith("step_"):
         lines.append("No language was trained twice, so how high overlap can go is not known.")
@@ -322,16 +330,19 @@ def _overlap_figures(
 
 
 def _pairs_table(rows: pd.DataFrame, kind: str, measure: str, what: str) -> Table:
+    kind_of_ceiling = figures.ceiling_kind(rows)
     order = rows.sort_values("value", ascending=False, kind="stable")
     columns = ["run", "language_a", "language_b", "value", "expected", "z", "p_value", "q_value"]
     columns += [c for c in ("position", "reason") if c in rows.columns]
-    shown = order[columns].rename(columns={"position": "between chance (0) and other seed (1)"})
+    shown = order[columns].rename(
+        columns={"position": f"between chance (0) and {kind_of_ceiling} (1)"}
+    )
     null = ", ".join(dict.fromkeys(rows["null"]))
     return Table(
         f"overlap-{kind}", f"Pairs by {measure.replace('_', ' ')}: {what}",
         _tidy(shown), rest="tables/overlap.csv",
         caption=f"Largest first, over all parameters. Null model: {null}. A language beside itself "
-        "is the same language from another seed.",
+        f"is the same language {_CEILINGS[kind_of_ceiling]}.",
     )  # fmt: skip
 
 
