@@ -22,6 +22,7 @@ from subnet.report import (
     confounds_section,
     render_report,
     standard_sections,
+    validation_section,
 )
 
 #: The languages of MASSIVE.
@@ -264,6 +265,41 @@ def _relation(n: int) -> pd.DataFrame:
     return table("relation", rows)
 
 
+def validation_tables(labels: list[str], seed: int = 0) -> dict[str, pd.DataFrame]:
+    """An ablation, its verdicts and a sweep, in the columns that the toolkit writes."""
+    rng = np.random.default_rng(seed)
+    cells = [
+        {
+            "run": "main", "mask_language": mask, "test_language": test, "condition": condition,
+            "loss": 1.0, "accuracy": 0.5, "change": rng.normal(0.5 * (mask == test), 0.1), "n": 32,
+        }
+        for mask in labels
+        for test in labels
+        for condition in ("whole", "removed", "kept", "random_removed", "random_kept")
+    ]  # fmt: skip
+    verdicts = [
+        {
+            "run": "main", "language": x, "own": 0.5, "others": 0.1, "random_own": 0.02,
+            "random_others": 0.01, "value": rng.normal(0.4, 0.1), "ci_low": 0.2, "ci_high": 0.6,
+            "p_value": 0.01, "q_value": 0.02, "testable": True, "specific": place % 2 == 0,
+            "n": 32, "n_random": 20, "reason": "",
+        }
+        for place, x in enumerate(labels)
+    ]  # fmt: skip
+    overall = [{"run": "main", "value": 0.4, "p_value": 0.001, "n_languages": len(labels)}]
+    sweep = [
+        {
+            "run": "main", "language": x, "density": density, "condition": condition,
+            "change": (1 - density) * scale + rng.normal(0, 0.02), "recovered": density,
+        }
+        for x in labels
+        for density in (0.0, 0.01, 0.05, 0.2, 1.0)
+        for condition, scale in (("kept", 0.3), ("random_kept", 0.6))
+    ]  # fmt: skip
+    frames = {"ablation": cells, "specificity": verdicts, "overall": overall, "sweep": sweep}
+    return {name: pd.DataFrame(rows) for name, rows in frames.items()}
+
+
 def graph(overlap: pd.DataFrame, *, share: float = 0.15) -> nx.Graph:
     """Languages with the largest overlaps joined."""
     rows = overlap[(overlap["measure"] == "jaccard") & (overlap["level"] == "all")]
@@ -277,18 +313,18 @@ def graph(overlap: pd.DataFrame, *, share: float = 0.15) -> nx.Graph:
 
 SENTENCES = {
     "associated": (
-        "The more the weights that training one language changed overlap with those that another "
-        "uses (jaccard), the more that other language lost: standardised slope −0.41 "
+        "The more the parameters that training one language changed overlap with those that "
+        "another uses (jaccard), the more that other language lost: standardised slope −0.41 "
         "[−0.58, −0.24], p = 0.004 (q = 0.008), 12 languages, 132 pairs, MRQAP with "
         "double semi-partialing given same script and position of donor. As expected."
     ),
     "not associated": (
-        "No association was found between the overlap of the weights that two languages use "
+        "No association was found between the overlap of the parameters that two languages use "
         "(jaccard) and what a language lost when another was trained: standardised slope −0.04 "
         "[−0.21, 0.13], p = 0.61."
     ),
     "not testable": (
-        "Whether the overlap of the weights that two languages use (jaccard) goes with what a "
+        "Whether the overlap of the parameters that two languages use (jaccard) goes with what a "
         "language loses when another is trained cannot be tested on these data (4 languages)."
     ),
     "files missing": (
@@ -349,6 +385,7 @@ def content(
         missing={"relation": "There are no scores over stages; add scores.csv."},
         relation_caveats=("An association does not show that sharing causes loss.",),
     )
+    validation = validation_section(**validation_tables(labels), languages=found["languages"])
     return ReportContent(
         name=name,
         headline=headline,
@@ -372,7 +409,7 @@ def content(
         ],
         skipped=(Skipped("old/model.bin", "is a pickle", "save it again as safetensors"),),
         missing=(Missing("influence", "No train.jsonl was found.", "Add train.jsonl."),),
-        sections=sections,
+        sections=(*sections[:-1], validation, sections[-1]),
         method=Method(
             paragraph="Subnetworks are the 5 % of weights that changed most. Overlap is compared "
             "with a null model that permutes rows and columns.",

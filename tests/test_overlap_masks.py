@@ -81,6 +81,52 @@ def test_an_empty_mask_is_undefined_with_a_reason_and_never_zero():
     assert defined["reason"] == "the null model allows one value only"
 
 
+def test_an_empty_and_a_full_mask_are_named_to_the_reader():
+    some = np.eye(4, dtype=bool)
+    all_of_it, nothing = np.ones_like(some), np.zeros_like(some)
+    overlap = measure_overlap(
+        [
+            mask("de", {WEIGHT: some}),
+            mask("fr", {WEIGHT: all_of_it}),
+            mask("it", {WEIGHT: nothing}),
+        ]
+    )
+    assert overlap.warnings == (
+        (
+            "the mask of fr is full: every mask shares all its weights with it, and nothing "
+            "follows from that"
+        ),
+        "the mask of it is empty: it has no overlap that could be measured",
+    )
+    for null in ("element", "structure"):
+        row = one_row(overlap, "jaccard", null=null, language_a="de", language_b="fr")
+        # What a full mask shares is the other's density, and chance gives exactly that.
+        assert row["value"] == row["expected"] == 4 / 16
+        assert np.isnan(row["z"])
+        assert np.isnan(row["p_value"])
+        assert row["reason"] == "the mask of fr is full here: any mask is inside it"
+    with_full = one_row(overlap, "containment", language_a="fr", language_b="it")
+    assert with_full["value"] == 0
+    assert one_row(overlap, "containment", language_a="it", language_b="fr")["reason"] == (
+        "the mask of it is empty here"
+    )
+    assert not measure_overlap([mask("de", {WEIGHT: some}), mask("fr", {WEIGHT: ~some})]).warnings
+
+
+def test_a_module_that_a_mask_fills_is_no_full_mask():
+    some = np.eye(4, dtype=bool)
+    other = WEIGHT.replace("query", "key")
+    masks = [
+        mask("de", {WEIGHT: np.ones_like(some), other: some}),
+        mask("fr", {WEIGHT: some, other: some}),
+    ]
+    overlap = measure_overlap(masks, measures=("jaccard",))
+    assert overlap.warnings == ()
+    where = {"level": "module", "module": WEIGHT.removesuffix(".weight")}
+    assert "is full here" in one_row(overlap, "jaccard", **where)["reason"]
+    assert one_row(overlap, "jaccard")["reason"] == ""
+
+
 def test_unknown_signs_are_undefined_with_the_language_that_lacks_them():
     some = np.eye(4, dtype=bool)
     with_signs = mask("de", {WEIGHT: some}, signs={WEIGHT: pack(np.zeros((4, 4), dtype=bool))})

@@ -374,8 +374,8 @@ def test_headline_associated() -> None:
     overlap, effects = planted()
     found = relate(forgetting_of(effects), overlap=overlap_of(overlap), n_permutations=999)
     assert sentence_for(found, "associated") == (
-        "The more the weights that two languages use overlap (jaccard), the more one lost when the "
-        "other was trained: standardised slope −0.92 [−0.97, −0.87], p = 0.001, 10 languages, "
+        "The more the parameters that two languages use overlap (jaccard), the more one lost when "
+        "the other was trained: standardised slope −0.92 [−0.97, −0.87], p = 0.001, 10 languages, "
         "90 pairs, MRQAP with double semi-partialing given same script and donor position. "
         "As expected."
     )
@@ -388,7 +388,7 @@ def test_headline_not_associated() -> None:
     )
     found = relate(forgetting_of(effects), overlap=table, controls={}, n_permutations=999)
     assert sentence_for(found, "not associated") == (
-        "No association was found between the overlap of the weights that two languages use "
+        "No association was found between the overlap of the parameters that two languages use "
         "(jaccard) and what a language lost when another was trained: standardised slope 0.24 "
         "[−0.22, 0.71], p = 0.10 (q = 0.13), 10 languages, 90 pairs, MRQAP with double "
         "semi-partialing, nothing held fixed."
@@ -400,7 +400,7 @@ def test_headline_not_testable() -> None:
     overlap, effects = symmetric(4, 1), np.random.default_rng(1).standard_normal((4, 4))
     found = relate(forgetting_of(effects, labels), overlap=overlap_of(overlap, labels), controls={})
     assert sentence_for(found, "not testable") == (
-        "Whether the overlap of the weights that two languages use (jaccard) goes with what a "
+        "Whether the overlap of the parameters that two languages use (jaccard) goes with what a "
         "language loses when another is trained cannot be tested on these data (4 languages, "
         "12 pairs): 4 languages; a test needs at least 5."
     )

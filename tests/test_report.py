@@ -117,7 +117,8 @@ def test_the_answer_comes_first_and_the_confounds_next() -> None:
     page = report_content.page(12)
     order = re.findall(r'<section id="([\w-]+)"', page)
     assert order == [
-        "answer", "confounds", "found", "scores", "forgetting", "overlap", "relation", "methods",
+        "answer", "confounds", "found", "scores", "forgetting", "overlap", "validation",
+        "relation", "methods",
     ]  # fmt: skip
     assert re.findall(r'<li><a href="#([\w-]+)"', page) == order
 

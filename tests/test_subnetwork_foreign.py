@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoint_makers import bert, delta_weights, lora, save_adapter
+from model_makers import m2m, mt5
 from subnet.checkpoint import open_checkpoint
 from subnet.errors import (
     FileFormatError,
@@ -23,8 +24,10 @@ from subnet.errors import (
     UnknownLanguageError,
     UnsafeFileError,
 )
+from subnet.model import find_units
 from subnet.overlap import measure_overlap
 from subnet.subnetwork import Subnetwork, convert, extract, load_subnetworks, read_masks
+from subnet.subnetwork.units import selected_units, unit_parameters
 
 FIXTURES = Path(__file__).parent / "fixtures"
 BASE = FIXTURES / "masks_base" / "base"
@@ -171,6 +174,29 @@ def test_adapters_of_peft_become_the_masks_that_extract_finds(tmp_path):
     assert selected(mask) == largest(delta_weights(lora(bert(), 0)), round(0.1 * mask.size))
 
 
+def test_adapters_are_over_the_base_that_they_state_where_it_is_here(tmp_path):
+    root = tmp_path / "ck"
+    for seed, language in enumerate(["de", "fr"]):
+        save_adapter(lora(bert(), seed), root / "adapters" / language)
+    stated = json.loads((root / "adapters/de/adapter_config.json").read_text())
+    by_name = read_masks(root / "adapters", density=0.1)
+    assert {mask.base for mask in by_name} == {stated["base_model_name_or_path"]}
+    bert().save_pretrained(root / "base")
+    here = read_masks(root / "adapters", density=0.1)
+    found = extract(open_checkpoint(root), density=0.1)
+    assert {mask.base for mask in here} == {mask.base for mask in found}
+    assert {mask.base for mask in here} == {
+        mask.base for mask in read_masks(root / "adapters", base=root / "base")
+    }
+    measure_overlap([here["de"], found["fr"]])
+    shutil.copytree(root / "adapters/de", tmp_path / "sw")
+    stated["base_model_name_or_path"] = str(root / "base")
+    (tmp_path / "sw/adapter_config.json").write_text(json.dumps(stated))
+    (mask,) = read_masks(tmp_path / "sw", density=0.1)
+    assert mask.base == here["de"].base
+    assert mask.settings["format"] == "peft"
+
+
 def test_names_follow_the_base_where_it_is_stored_without_its_wrapper(tmp_path):
     bare = {n.removeprefix("bert."): t for n, t in base_tensors().items() if n.startswith("bert.")}
     (tmp_path / "base").mkdir()
@@ -304,8 +330,75 @@ def test_which_stack_heads_belong_to_is_not_guessed(tmp_path):
     (tmp_path / "base").mkdir()
     config = {"is_encoder_decoder": True, "num_layers": 2, "num_heads": 2}
     (tmp_path / "base/config.json").write_text(json.dumps(config))
-    with pytest.raises(NotComparableError, match="whether of the encoder or the decoder"):
+    with pytest.raises(NotComparableError, match="whether of the encoder or the decoder") as error:
         read_masks(FIXTURES / "head_masks/de.npy", base=tmp_path / "base")
+    one_line(error, "save head_mask, decoder_head_mask, cross_attn_head_mask as one .npz")
+    lape = FIXTURES / "lape" / "tiny.neuron.pth"
+    with pytest.raises(NotComparableError, match="whether of the encoder or the decoder"):
+        read_masks(lape, languages=["en", "zh", "fr"], units=12, base=tmp_path / "base")
+
+
+def save_stacks(path, **changes):
+    """Head masks of an encoder of two layers and a decoder of two, all different."""
+    rng = np.random.default_rng(0)
+    names = ("head_mask", "decoder_head_mask", "cross_attn_head_mask")
+    arrays = {name: rng.permutation([[1, 0], [1, 1]]) for name in names} | changes
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    np.savez(path, **arrays)
+    return arrays
+
+
+@pytest.mark.parametrize("build", [mt5, m2m])
+def test_heads_of_two_stacks_are_those_of_the_model(tmp_path, build):
+    model = build()
+    model.config.save_pretrained(tmp_path / "base")
+    units = find_units(model)
+    layers = 2 if build is mt5 else 1
+    ones = np.ones((layers, 2), int)
+    arrays = save_stacks(
+        tmp_path / "de.npz",
+        **({} if layers == 2 else {"head_mask": [[1, 0]], "decoder_head_mask": [[0, 1]]}),
+        **({} if layers == 2 else {"cross_attn_head_mask": ones}),
+    )
+    (mask,) = read_masks(tmp_path / "de.npz", base=tmp_path / "base")
+    gates = selected_units(mask, units).tolist()
+    for block, name in zip(units.attentions, unit_parameters(units, "head"), strict=True):
+        stack, _, layer = block.layer.rpartition(".")
+        part = "cross_attn_head_mask" if block.kind == "cross" else "decoder_head_mask"
+        by_hand = arrays["head_mask" if stack == "encoder" else part][int(layer)]
+        assert mask.dense(name).tolist() == [bool(bit) for bit in by_hand]
+        assert [gates.pop(0) for _ in by_hand] == [bool(bit) for bit in by_hand]
+    assert not gates
+    convert(tmp_path / "de.npz", tmp_path / "out", base=tmp_path / "base")
+    (again,) = read_masks(tmp_path / "out", base=tmp_path / "base")
+    assert again == mask
+
+
+def test_heads_of_two_stacks_that_do_not_fit_are_refused(tmp_path):
+    mt5().config.save_pretrained(tmp_path / "base")
+    path = tmp_path / "de.npz"
+    save_stacks(path, cross_attn_head_mask=None)
+    with pytest.raises(FileFormatError) as error:
+        read_masks(path)
+    one_line(error, f"{path}: has no cross_attn_head_mask; expected head_mask, decoder_head_mask")
+    save_stacks(path, more=np.eye(2))
+    with pytest.raises(FileFormatError, match="has an array under 'more'; expected head_mask"):
+        read_masks(path)
+    save_stacks(path, decoder_head_mask=np.ones((3, 2)))
+    with pytest.raises(NotComparableError) as error:
+        read_masks(path, base=tmp_path / "base")
+    one_line(error, "has 3 layers of 2 heads in the decoder; expected 2 layers of 2, as in")
+    save_stacks(path)
+    with pytest.raises(NotComparableError, match="of an encoder and a decoder; expected a base"):
+        read_masks(path, base=BASE)
+
+
+def test_layers_of_a_unit_mask_that_are_missing_are_noticed(tmp_path):
+    masks = {f"layers.{layer}.heads": np.array([True, False]) for layer in (0, 2)}
+    mask = Subnetwork.from_arrays(masks, language="de", base="b", granularity="head")
+    mask.save(tmp_path / "de.safetensors")
+    with pytest.raises(NotComparableError, match="has 2 layers of 2 heads; expected 2 layers of 2"):
+        read_masks(tmp_path / "de.safetensors", base=BASE)
 
 
 def test_what_a_file_does_not_say_is_asked_for(tmp_path):
@@ -369,7 +462,7 @@ def test_incomplete_pruning_is_refused(tmp_path):
     with pytest.raises(FileFormatError, match=r"shape \[8, 8\] for b.weight; expected \[3\]"):
         read_masks(path)
     saved(path, pair(0.5 * torch.eye(8)))
-    with pytest.raises(FileFormatError, match="holds other values than 0 and 1"):
+    with pytest.raises(FileFormatError, match=r"holds 0\.5, other values than 0 and 1"):
         read_masks(path)
 
 
@@ -413,9 +506,10 @@ def test_nothing_that_a_pickle_brings_along_is_run(tmp_path, monkeypatch, name):
     with pytest.raises(UnsafeFileError) as error:
         read_masks(path)
     one_line(error, "holds objects whose loading would run code", "save its state_dict()")
-    path.write_bytes(pickle.dumps(Harmful()))
-    with pytest.raises((UnsafeFileError, FileFormatError)):
-        read_masks(path)
+    for protocol in range(2, 6):
+        path.write_bytes(pickle.dumps(Harmful(), protocol))
+        with pytest.raises(UnsafeFileError, match="code"):
+            read_masks(path)
     np.save(tmp_path / "de.npy", np.array([Harmful()], dtype=object), allow_pickle=True)
     with pytest.raises(UnsafeFileError, match="holds Python objects"):
         read_masks(tmp_path / "de.npy")
@@ -430,6 +524,19 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, source):
         path.write_bytes(whole[:length])
         with pytest.raises(FileFormatError, match="is truncated or no"):
             read_masks(path)
+
+
+def test_a_file_of_an_old_torch_cut_anywhere_is_refused(tmp_path):
+    path = tmp_path / "de.pt"
+    torch.save(pair(torch.eye(8)), path, _use_new_zipfile_serialization=False)
+    (mask,) = read_masks(path)
+    assert mask.count == 8
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 11):
+        path.write_bytes(whole[:length])
+        with pytest.raises((FileFormatError, UnsafeFileError)) as error:
+            read_masks(path)
+        one_line(error, f"{path}: ")
 
 
 def kohya(path, **changes):
@@ -460,6 +567,36 @@ def test_kohya_files_that_are_not_plain_lora_are_refused(tmp_path):
     for message, changes in cases.items():
         with pytest.raises((NotComparableError, FileFormatError), match=message):
             read_masks(kohya(path, **changes), base=BASE)
+
+
+def test_lora_on_convolutions_is_left_out_by_name(tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    names = [f"layers.0.{part}.weight" for part in ("conv", "fc")]
+    save_file(
+        {names[0]: torch.ones(6, 4, 3, 3), names[1]: torch.ones(6, 4)}, base / "model.safetensors"
+    )
+    linear = {"lora_up.weight": torch.randn(6, 2), "lora_down.weight": torch.randn(2, 4)}
+    convolution = {
+        "lora_up.weight": torch.randn(6, 2, 1, 1),
+        "lora_down.weight": torch.randn(2, 4, 3, 3),
+    }
+    path = tmp_path / "de.safetensors"
+    save_file(
+        {f"lora_unet_layers_0_fc.{key}": value for key, value in linear.items()}
+        | {f"lora_unet_layers_0_conv.{key}": value for key, value in convolution.items()},
+        path,
+    )
+    (mask,) = read_masks(path, base=base, density=0.25)
+    assert list(mask.shapes) == [names[1]]
+    assert mask.settings["parameters_left_out"] == [names[0]]
+    assert (mask.settings["format"], mask.settings["file"]) == ("kohya", "de.safetensors")
+    assert "parameters_left_out" not in read_masks(
+        FIXTURES / "kohya/de.safetensors", base=BASE
+    )["de"].settings  # fmt: skip
+    save_file({f"lora_unet_layers_0_conv.{key}": value for key, value in convolution.items()}, path)
+    with pytest.raises(FileFormatError, match="LoRA on convolutions only; expected LoRA on linear"):
+        read_masks(path, base=base)
 
 
 def test_a_flattened_name_is_decided_by_shape_and_refused_where_that_is_ambiguous(tmp_path):

@@ -124,7 +124,7 @@ WRONG = {
     "no version": ({"drop": ["format"]}, "format version None"),
     "granularity": (
         {"change": {"granularity": "column"}},
-        "granularity: Input should be 'weight', 'head' or 'neuron'",
+        "granularity: Input should be 'weight', 'head', 'neuron' or 'direction'",
     ),
     "unit mask over weights": (
         {"change": {"granularity": "head"}},

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from subnet_cli import options
 from subnet_cli.console import progress
+from subnet_cli.further import with_further
 from subnet_cli.summary import print_analysis
 
 NAME = "analyze"
@@ -27,7 +31,16 @@ def command(
     method: options.Method = None,
     density: options.Density = None,
     scope: options.Scope = None,
+    further: options.Further = None,
     masks: options.Masks = None,
+    ablation: Annotated[
+        bool | None,
+        typer.Option(
+            help="Remove each mask from its model and see which languages lose.  [default: where "
+            "it takes about a minute]",
+            show_default=False,
+        ),
+    ] = None,
     metric: options.Metric = None,
     permutations: options.Permutations = 9999,
     seed: options.Seed = 0,
@@ -55,7 +68,9 @@ def command(
             method=method,
             density=density,
             scope=scope,
+            settings=with_further(method, {}, further or ()),
             masks=masks,
+            ablation=ablation,
             metric=metric,
             n_permutations=permutations,
             seed=seed,

@@ -36,6 +36,15 @@ Method = Annotated[
         show_default=False,
     ),
 ]
+Further = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Any other setting of the method; may be given several times.",
+        show_default=False,
+    ),
+]
 Masks = Annotated[
     Path | None,
     typer.Option(

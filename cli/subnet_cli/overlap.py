@@ -8,6 +8,7 @@ import typer
 
 from subnet_cli import options
 from subnet_cli.console import print_table
+from subnet_cli.further import with_further
 
 NAME = "overlap"
 SUMMARY = "Print how much every pair of languages shares."
@@ -32,6 +33,7 @@ def command(
     method: options.Method = None,
     density: options.Density = None,
     scope: options.Scope = None,
+    further: options.Further = None,
     masks: options.Masks = None,
     seed: options.Seed = 0,
     out: options.Out = None,
@@ -53,7 +55,13 @@ def command(
     checkpoint = open_checkpoint(paths)
     if out is not None:
         check_output(out, overwrite=overwrite, outside=checkpoint.directories)
-    search = Search(method=method, density=density, scope=scope, masks=masks)
+    search = Search(
+        method=method,
+        density=density,
+        scope=scope,
+        further=with_further(method, {}, further or ()),
+        masks=masks,
+    )
     overlap = overlap_by_measure(checkpoint, measure, search, seed=seed)
     if out is not None:
         with new_directory(out, overwrite=overwrite) as building:

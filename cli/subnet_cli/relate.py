@@ -6,13 +6,14 @@ import typer
 
 from subnet_cli import options
 from subnet_cli.console import print_table, progress
+from subnet_cli.further import with_further
 
 NAME = "relate"
 SUMMARY = "Relate overlap to what was forgotten."
 EXAMPLE = """\b
 Example:
   $ subnet relate demo --metric loss
-  No association was found between the overlap of the weights that training
+  No association was found between the overlap of the parameters that training
   one language changed with what another uses (jaccard) and ...
 """
 
@@ -23,6 +24,7 @@ def command(
     method: options.Method = None,
     density: options.Density = None,
     scope: options.Scope = None,
+    further: options.Further = None,
     masks: options.Masks = None,
     permutations: options.Permutations = 9999,
     seed: options.Seed = 0,
@@ -44,6 +46,7 @@ def command(
             method=method,
             density=density,
             scope=scope,
+            settings=with_further(method, {}, further or ()),
             masks=masks,
             metric=metric,
             n_permutations=permutations,

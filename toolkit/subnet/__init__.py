@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from subnet.relation import Relation, relate
     from subnet.subnetwork import Subnetwork, Subnetworks, extract, load_subnetwork
     from subnet.training import run_demo
+    from subnet.validation import Ablation, Stability, Sweep, ablate, measure_stability, sweep
 
 __all__ = [
+    "Ablation",
     "Analysis",
     "Checkpoint",
     "Forgetting",
@@ -36,21 +38,26 @@ __all__ = [
     "Overlap",
     "Relation",
     "Scores",
+    "Stability",
     "Step",
     "SubnetError",
     "Subnetwork",
     "Subnetworks",
+    "Sweep",
     "Update",
     "__version__",
+    "ablate",
     "analyze",
     "extract",
     "load_subnetwork",
     "measure_forgetting",
     "measure_overlap",
+    "measure_stability",
     "open_checkpoint",
     "parse_language",
     "relate",
     "run_demo",
+    "sweep",
 ]
 
 if not TYPE_CHECKING:
@@ -64,6 +71,7 @@ if not TYPE_CHECKING:
         "relation": ("Relation", "relate"),
         "subnetwork": ("Subnetwork", "Subnetworks", "extract", "load_subnetwork"),
         "training": ("run_demo",),
+        "validation": ("Ablation", "Stability", "Sweep", "ablate", "measure_stability", "sweep"),
     }
     _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -44,6 +44,41 @@ BIBTEX = """\
   journal = {Journal of Statistical Mechanics: Theory and Experiment}, year = {2008},
   doi     = {10.1088/1742-5468/2008/10/P10008}
 }
+@inproceedings{ansell2022composable,
+  author    = {Ansell, Alan and Ponti, Edoardo Maria and Korhonen, Anna and Vuli{\\'c}, Ivan},
+  title     = {Composable Sparse Fine-Tuning for Cross-Lingual Transfer},
+  booktitle = {ACL}, year = {2022}, doi = {10.18653/v1/2022.acl-long.125}
+}
+@inproceedings{michel2019sixteen,
+  author    = {Michel, Paul and Levy, Omer and Neubig, Graham},
+  title     = {Are Sixteen Heads Really Better than One?},
+  booktitle = {NeurIPS}, year = {2019}, eprint = {1905.10650}, archiveprefix = {arXiv}
+}
+@inproceedings{tang2024language,
+  author    = {Tang, Tianyi and others},
+  title     = {Language-Specific Neurons: The Key to Multilingual Capabilities in Large Language Models},
+  booktitle = {ACL}, year = {2024}, eprint = {2402.16438}, archiveprefix = {arXiv}
+}
+@inproceedings{sung2021training,
+  author    = {Sung, Yi-Lin and Nair, Varun and Raffel, Colin},
+  title     = {Training Neural Networks with Fixed Sparse Masks},
+  booktitle = {NeurIPS}, year = {2021}, eprint = {2111.09839}, archiveprefix = {arXiv}
+}
+@inproceedings{molchanov2019importance,
+  author    = {Molchanov, Pavlo and others},
+  title     = {Importance Estimation for Neural Network Pruning},
+  booktitle = {CVPR}, year = {2019}, eprint = {1906.10771}, archiveprefix = {arXiv}
+}
+@inproceedings{sun2024simple,
+  author    = {Sun, Mingjie and Liu, Zhuang and Bair, Anna and Kolter, J. Zico},
+  title     = {A Simple and Effective Pruning Approach for Large Language Models},
+  booktitle = {ICLR}, year = {2024}, eprint = {2306.11695}, archiveprefix = {arXiv}
+}
+@misc{kokhlikyan2020captum,
+  author = {Kokhlikyan, Narine and others},
+  title  = {Captum: A Unified and Generic Model Interpretability Library for {PyTorch}},
+  year   = {2020}, eprint = {2009.07896}, archiveprefix = {arXiv}
+}
 """  # noqa: E501 - references are data
 
 
@@ -59,6 +94,21 @@ _SELECTED = {
     "{within} (Sun et al., 2024)",
 }
 
+#: Method of extraction of units, and what is said of it.
+_UNITS = {
+    "head-pruning": "The subnetwork of a language holds the attention heads that are left when the "
+    "least important, by the mean over examples of the absolute gradient at their gates, are "
+    "dropped round by round (Michel et al., 2019)",
+    "attribution": "The subnetwork of a language holds the {units}s of largest mean absolute "
+    "{attribution} attribution (Kokhlikyan et al., 2020)",
+    "lape": "The subnetwork of a language holds the feed-forward neurons of lowest activation "
+    "probability entropy over languages that fire for it (Tang et al., 2024)",
+    "directions": "The subnetwork of a language holds the singular directions of its update, and "
+    "those of others of which its own subspace captures a share of at least {min_captured} (more "
+    "than by chance, q ≤ {alpha})",
+    "random": "The subnetwork of a language is a random draw of weights",
+}
+
 _WITHIN = {
     "global": "over the whole model",
     "module": "in each module",
@@ -68,6 +118,8 @@ _WITHIN = {
 
 def _subnetworks_sentence(first: Subnetwork) -> str:
     settings = first.settings
+    if first.method in _UNITS:
+        return _UNITS[first.method].format_map({**settings}) + "."
     if first.method not in _SELECTED:
         return f"The subnetworks of the languages were given (found by {first.method})."
     what = _SELECTED[first.method].format(

@@ -23,6 +23,7 @@ from subnet.report import (
     confounds_section,
     render_report,
     standard_sections,
+    validation_section,
 )
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def summary(analysis: Analysis) -> dict[str, Any]:
         "languages": inventory["languages"],
         "runs": inventory["runs"],
         "overlap": _overlap_numbers(analysis),
+        "ablation": _ablation_numbers(analysis),
         "forgetting": _forgetting_numbers(analysis),
         "key_numbers": key_numbers(analysis),
         "warnings": list(analysis.warnings),
@@ -119,6 +121,12 @@ def key_numbers(analysis: Analysis) -> list[str]:
                 line += f", same language from another {other} {numbers['ceiling']:.3f}"
             exceeding = f"{numbers['exceeding']} of {numbers['pairs']} pairs exceed chance"
             lines.append(f"{line}; {exceeding} (q < .05)")
+    tried = _ablation_numbers(analysis)
+    if tried["testable"]:
+        lines.append(
+            f"without its subnetwork a language loses more than the others do, beyond random masks:"
+            f" {len(tried['specific'])} of {tried['testable']} languages (q < .05)"
+        )
     for run, metrics in _forgetting_numbers(analysis).items():
         for metric, measures in metrics.items():
             parts = [
@@ -164,6 +172,19 @@ def report_content(analysis: Analysis, inputs: Mapping[str, str]) -> ReportConte
         relation_caveats=() if relation is None else (*relation.caveats, *relation.notes),
         seed=analysis.provenance.seed or 0,
     )
+    tried, swept = analysis.ablation, analysis.sweep
+    validation = validation_section(
+        None if tried is None else tried.frame,
+        None if tried is None else tried.specificity,
+        None if tried is None else tried.overall,
+        None if swept is None else swept.frame,
+        languages=tables["languages"],
+        missing=next(
+            (f"{e.reason}: {e.fix}." for e in analysis.missing if e.analysis == "ablation"), ""
+        ).capitalize(),
+    )
+    # After the overlap that it speaks for, before what rests on both.
+    sections = (*sections[:-1], validation, sections[-1])
     return ReportContent(
         name=checkpoint.name,
         headline=analysis.headline,
@@ -249,6 +270,10 @@ def _settings(analysis: Analysis) -> dict[str, Any]:
         found["subnetworks"] = {"method": first.method, **first.settings}
     for name, overlap in analysis.overlaps.items():
         found[f"overlap of {name.replace('_', ' ')}"] = dict(overlap.provenance.settings)
+    if analysis.ablation is not None:
+        found["ablation"] = dict(analysis.ablation.provenance.settings)
+    if analysis.sweep is not None:
+        found["sweep"] = dict(analysis.sweep.provenance.settings)
     if analysis.forgetting is not None:
         found["forgetting"] = dict(analysis.forgetting.provenance.settings)
     if analysis.relation is not None:
@@ -287,6 +312,21 @@ def _overlap_numbers(analysis: Analysis) -> dict[str, dict[str, dict[str, float]
                 "exceeding": int(exceeding.sum()),
             }
     return found
+
+
+def _ablation_numbers(analysis: Analysis) -> dict[str, Any]:
+    """How many languages could be tested, for which the finding is specific, and over all."""
+    if analysis.ablation is None:
+        return {"testable": 0, "specific": [], "value": math.nan, "p_value": math.nan}
+    rows = analysis.ablation.specificity
+    overall = analysis.ablation.overall.to_dict("records")
+    first = overall[0] if overall else {}
+    return {
+        "testable": int(rows["testable"].astype(bool).sum()),
+        "specific": [str(x) for x in rows.loc[rows["specific"].astype(bool), "language"]],
+        "value": float(first.get("value", math.nan)),
+        "p_value": float(first.get("p_value", math.nan)),
+    }
 
 
 def _forgetting_numbers(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ import pandas as pd
 
 from subnet._tables import Provenance, provenance, table
 from subnet.analysis import output
+from subnet.analysis.search import Search, find_halves, find_subnetworks
+from subnet.analysis.trial import Trial, try_subnetworks
 from subnet.checkpoint import Checkpoint, open_checkpoint
 from subnet.confounds import Confounds, groupings, measure_confounds
 from subnet.errors import InputError, MissingInputError
@@ -24,7 +25,8 @@ from subnet.forgetting import Forgetting, measure_forgetting
 from subnet.overlap import MASK_MEASURES, UPDATE_MEASURES, Overlap, measure_overlap
 from subnet.relation import Headline, Relation, control_matrices, relate
 from subnet.report import Missing, Section
-from subnet.subnetwork import Subnetworks, extract, load_subnetworks
+from subnet.subnetwork import Subnetworks, extract
+from subnet.validation import Ablation, Sweep
 
 #: Called with the name of the present step, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -32,7 +34,7 @@ Progress = Callable[[str, int, int], None]
 #: Steps against languages stand both ways, l² pairs: with single modules a table of gigabytes.
 _DIRECTED_LEVELS = ("all", "layer")
 
-_STEPS = ("languages", "subnetworks", "overlap", "forgetting", "relation")
+_STEPS = ("languages", "subnetworks", "overlap", "ablation", "forgetting", "relation")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Analysis:
         subnetworks: One mask per language and run; None without weights or masks.
         overlaps: By what was compared: `masks`, `updates` (every pair of languages), `step_masks`,
             `step_updates` (what a training stage changed against what each language uses).
+        ablation: What is lost without each mask, and with it alone; None where it was not tried.
+        sweep: How much of each mask is needed; None where it was not tried.
         forgetting: What was lost and gained; None without scores over stages.
         groups: Differences between groups of languages; None without scores.
         relation: Whether overlap goes with what training one language did to the others.
@@ -59,6 +63,8 @@ class Analysis:
     confounds: Confounds
     subnetworks: Subnetworks | None
     overlaps: Mapping[str, Overlap]
+    ablation: Ablation | None
+    sweep: Sweep | None
     forgetting: Forgetting | None
     groups: pd.DataFrame | None
     relation: Relation | None
@@ -83,6 +89,11 @@ class Analysis:
         if self.overlaps:
             frames = [overlap_table(name, overlap) for name, overlap in self.overlaps.items()]
             found["overlap"] = table("overlap", pd.concat(frames, ignore_index=True))
+        if self.ablation is not None:
+            found["ablation"] = self.ablation.to_frame()
+            found["specificity"] = self.ablation.specificity
+        if self.sweep is not None:
+            found["sweep"] = self.sweep.to_frame()
         if self.checkpoint.holds("scores"):
             found["scores"] = table("scores", self.checkpoint.scores.frame)
         if self.forgetting is not None:
@@ -124,7 +135,9 @@ def analyze(
     method: str | None = None,
     density: float | None = None,
     scope: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     masks: str | Path | None = None,
+    ablation: bool | None = None,
     metric: str | None = None,
     n_permutations: int = 9999,
     seed: int = 0,
@@ -139,7 +152,10 @@ def analyze(
             that the checkpoint holds are taken, else those by magnitude.
         density: Share that a language's subnetwork keeps; the default of the method if not given.
         scope: Rank weights over the whole model (`global`) or within each module (`module`).
+        settings: Further settings of the method.
         masks: A directory of masks (as `subnet extract` writes) to take instead.
+        ablation: Whether to remove each mask from its model, keep it alone, and see what is lost;
+            by default where that takes about a minute (`subnet.analysis.trial.LIMIT`).
         metric: Metric whose changes are explained; `loss` where there is one, else the first.
         n_permutations: Most permutations for a p-value; exact where fewer exist.
         seed: Seed of everything random.
@@ -164,11 +180,14 @@ def analyze(
     confounds = measure_confounds(checkpoint)
 
     step("subnetworks")
-    search = Search(method=method, density=density, scope=scope, masks=masks)
+    search = Search(method, density, scope, settings or {}, masks)
     subnetworks = find_subnetworks(checkpoint, search)
 
     step("overlap")
     overlaps = find_overlaps(checkpoint, subnetworks, search, seed=seed)
+
+    step("ablation")
+    trial = try_subnetworks(checkpoint, subnetworks, search, wanted=ablation, seed=seed)
 
     step("forgetting")
     forgetting, groups = None, None
@@ -189,7 +208,7 @@ def analyze(
             seed=seed,
         )
 
-    settings = {
+    recorded = {
         **search.to_dict(),
         "metric": metric,
         "n_permutations": n_permutations,
@@ -199,71 +218,17 @@ def analyze(
         confounds=confounds,
         subnetworks=subnetworks,
         overlaps=overlaps,
+        ablation=trial.ablation,
+        sweep=trial.sweep,
         forgetting=forgetting,
         groups=groups,
         relation=relation,
-        missing=_missing(checkpoint, overlaps, forgetting, relation),
-        warnings=_warnings(subnetworks, overlaps, forgetting),
-        provenance=provenance("analyze", settings, seed=seed, libraries=output.LIBRARIES),
+        missing=(*_missing(checkpoint, overlaps, forgetting, relation), *trial.missing),
+        warnings=_warnings(subnetworks, overlaps, trial, forgetting),
+        provenance=provenance("analyze", recorded, seed=seed, libraries=output.LIBRARIES),
         sections=sections,
         masks=search.opened_masks,
     )
-
-
-@dataclass(frozen=True)
-class Search:
-    """How the subnetworks of an analysis are found.
-
-    Attributes:
-        method: As of `subnet.extract`; None for the masks that are there, else by magnitude.
-        density: Share to select; None for the method's own default.
-        scope: Within what values are ranked; None for the method's own default.
-        masks: A directory of masks to take instead.
-    """
-
-    method: str | None = None
-    density: float | None = None
-    scope: str | None = None
-    masks: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.masks is not None and self.method is not None:
-            raise InputError(
-                f"the method {self.method!r} is given beside the masks of {self.masks}",
-                expected="one of them",
-            )
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Density and scope, where they are given."""
-        given = {"density": self.density, "scope": self.scope}
-        return {name: value for name, value in given.items() if value is not None}
-
-    @cached_property
-    def opened_masks(self) -> Checkpoint | None:
-        """The directory of masks, opened."""
-        return None if self.masks is None else open_checkpoint(self.masks)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For the record."""
-        return {
-            "method": self.method or "the masks that are there, else magnitude",
-            "masks": None if self.masks is None else Path(self.masks).name,
-            **self.settings,
-        }
-
-
-def find_subnetworks(checkpoint: Checkpoint, search: Search) -> Subnetworks | None:
-    """The masks that were asked for or are there, else those of what training changed."""
-    if search.opened_masks is not None:
-        return load_subnetworks(search.opened_masks)
-    if search.method is not None:
-        return extract(checkpoint, method=search.method, **search.settings)
-    if checkpoint.holds("mask"):
-        return load_subnetworks(checkpoint)
-    if checkpoint.updates or checkpoint.steps:
-        return extract(checkpoint, **search.settings)
-    return None
 
 
 def find_overlaps(
@@ -273,7 +238,8 @@ def find_overlaps(
     updates, steps = checkpoint.updates, checkpoint.steps
     found: dict[str, Overlap] = {}
     if subnetworks is not None and _has_pairs(subnetworks):
-        found["masks"] = measure_overlap(subnetworks, seed=seed)
+        halves = find_halves(checkpoint, search, subnetworks)
+        found["masks"] = measure_overlap(subnetworks, halves=halves, seed=seed)
     if _has_pairs(updates or steps):
         found["updates"] = measure_overlap(updates or steps, seed=seed)
     if steps and updates:
@@ -383,6 +349,7 @@ def _missing(
 def _warnings(
     subnetworks: Subnetworks | None,
     overlaps: Mapping[str, Overlap],
+    trial: Trial,
     forgetting: Forgetting | None,
 ) -> tuple[str, ...]:
     """Every room's warnings, each once."""
@@ -398,6 +365,7 @@ def _warnings(
             )
     for overlap in overlaps.values():
         found += overlap.warnings
+    found += trial.warnings
     if forgetting is not None:
         found += forgetting.warnings
     return tuple(dict.fromkeys(found))

@@ -24,7 +24,7 @@ from subnet.language import ORDINARY_WORDS, Language
 _CONTAINERS = ("adapters", "weights", "models")
 _STAGE = re.compile(r"^(\d+)[-_](.+)$")
 #: Folders of the layout that are no language's.
-RESERVED = frozenset({"base", "stages", "runs", "masks", *_CONTAINERS})
+RESERVED = frozenset({"base", "stages", "runs", "masks", "controls", *_CONTAINERS})
 
 
 def survey_base(root: Root, findings: Findings) -> None:

@@ -7,18 +7,21 @@ page or in a file of its own.
 from subnet.figures._frames import ceiling_kind, directed_pairs, overlap_reference, overlap_rows
 from subnet.figures.charts import (
     Slope,
+    density_curves,
     forgetting_by_language,
     group_comparison,
     overlap_against_effect,
     overlap_by_layer,
 )
-from subnet.figures.heat_maps import effect_matrix, overlap_heat_map, score_matrix
+from subnet.figures.heat_maps import ablation_matrix, effect_matrix, overlap_heat_map, score_matrix
 from subnet.figures.network import overlap_graph
 from subnet.figures.svg import to_svg
 
 __all__ = [
     "Slope",
+    "ablation_matrix",
     "ceiling_kind",
+    "density_curves",
     "directed_pairs",
     "effect_matrix",
     "forgetting_by_language",

@@ -278,6 +278,59 @@ def group_comparison(
     return figure
 
 
+@styled
+def density_curves(sweep: pd.DataFrame, *, value: str = "change", run: str | None = None) -> Figure:
+    """Score against the density of what is kept: a faint line per language, and their mean.
+
+    Densities stand at equal distances, since they span orders of magnitude and 0.
+
+    Args:
+        sweep: Columns `run, language, density, condition` and the value.
+        value: `recovered`, `change`, `loss` or `accuracy`.
+        run: Which run, the first if not said.
+    """
+    rows = sweep[sweep["run"] == (sweep["run"].iloc[0] if run is None else run)]
+    densities = sorted(rows["density"].unique())
+    places = np.arange(len(densities))
+    figure, axes = canvas(
+        (max(0.62 * len(densities), 3.2), 2.5), left=0.75, bottom=0.6, top=0.2, right=2.4
+    )
+    handles, labels = [], []
+    conditions = (
+        ("kept", "the subnetwork alone", COLOURS[0], "o", "-"),
+        ("random_kept", "random masks alone", COLOURS[4], "s", "--"),
+    )
+    for condition, label, colour, marker, line in conditions:
+        own = rows[rows["condition"] == condition]
+        if not own[value].notna().any():
+            continue
+        table = own.pivot_table(index="density", columns="language", values=value, dropna=False)
+        table = table.reindex(densities)
+        for language in table.columns:
+            axes.plot(places, table[language], color=colour, linewidth=0.6, alpha=0.35)
+        (handle,) = axes.plot(
+            places, table.mean(axis=1), color=colour, marker=marker, linestyle=line, markersize=5,
+            linewidth=1.6, markeredgecolor=INK, markeredgewidth=0.4,
+        )  # fmt: skip
+        handles.append(handle)
+        labels.append(f"{label} (mean)")
+    axes.set_xticks(places, [f"{100 * density:g} %" for density in densities])
+    axes.set_xlabel("kept share of the weights or units")
+    axes.set_ylabel(_VALUES.get(value, value))
+    grid(axes, "y")
+    axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0.0)
+    return figure
+
+
+#: What the values of a sweep are called on an axis.
+_VALUES = {
+    "recovered": "recovered share of the gain",
+    "change": "loss against the whole, nats",
+    "loss": "loss, nats",
+    "accuracy": "accuracy",
+}
+
+
 def _per_language(rows: pd.DataFrame) -> pd.DataFrame:
     """value, low, high per language; over runs the mean and the range."""
     found = {}

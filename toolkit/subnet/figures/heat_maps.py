@@ -132,6 +132,58 @@ def effect_matrix(
 
 
 @styled
+def ablation_matrix(
+    ablation: pd.DataFrame,
+    *,
+    condition: str = "removed",
+    run: str | None = None,
+    specific: Sequence[str] = (),
+    languages: pd.DataFrame | None = None,
+) -> Figure:
+    """How much more each language (column) loses by a language's mask (row) than by random ones.
+
+    The value is the mean change of the loss under the mask less that under random masks with as
+    many weights or units in each parameter; positive is worse. Without random masks it is the
+    change alone.
+
+    Args:
+        ablation: Columns `run, mask_language, test_language, condition, change`.
+        condition: `removed` or `kept`.
+        run: Which run, the first if not said.
+        specific: Languages whose own cell is framed.
+        languages: Table of languages, for their names.
+    """
+    own = _one_run(ablation, run)
+    order = [str(x) for x in dict.fromkeys(own["mask_language"])]
+    others = [str(x) for x in dict.fromkeys(own["test_language"]) if str(x) not in order]
+
+    def changes(name: str) -> pd.DataFrame:
+        rows = own[own["condition"] == name]
+        return rows.pivot_table(
+            index="mask_language", columns="test_language", values="change", aggfunc="mean"
+        ).reindex(index=order, columns=order + others)
+
+    random = f"random_{condition}"
+    controlled = bool((own["condition"] == random).any())
+    values = changes(condition) - changes(random) if controlled else changes(condition)
+    matrix = values.to_numpy(dtype=np.float64)
+    limit = _robust_limit(matrix)
+    names = Names.of(languages)
+    return _heat_map(
+        matrix,
+        [names.long(row) for row in order],
+        [clean(label, 14) for label in values.columns],
+        colours="PuOr_r",
+        norm=TwoSlopeNorm(0.0, -limit, limit),
+        bar="loss beyond random masks, nats (positive: worse)"
+        if controlled
+        else "change of the loss, nats (positive: worse)",
+        above=f"rows: whose subnetwork is {condition}; columns: language evaluated",
+        framed=[(order.index(label), order.index(label)) for label in specific if label in order],
+    )
+
+
+@styled
 def overlap_heat_map(
     overlap: pd.DataFrame,
     *,

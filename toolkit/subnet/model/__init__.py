@@ -6,6 +6,7 @@ from subnet.model.evaluation import (
     evaluate_languages,
     example_losses,
     find_task,
+    logits_of,
     per_example_loss,
 )
 from subnet.model.gradients import gate_gradients
@@ -31,6 +32,7 @@ __all__ = [
     "gate_heads",
     "gate_neurons",
     "load_model",
+    "logits_of",
     "per_example_loss",
     "swap_parameters",
 ]

@@ -109,28 +109,50 @@ def example_losses(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """
     task = find_task(model)
     inner: Any = base_model(model)
-    device = next(model.parameters()).device
-    inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-    if not isinstance(inputs.get("labels"), Tensor):
+    labels = batch.get("labels")
+    if not isinstance(labels, Tensor):
         raise InputError(
             "a batch has no labels", expected=f"a tensor 'labels' for {task}", fix="see collate_fn"
         )
-    labels = inputs["labels"]
-    _refuse_unmasked_padding(inputs, inner.config)
-    # Sequence-to-sequence models make the decoder's input of the labels.
-    if task != "sequence-to-sequence-lm" or "decoder_input_ids" in inputs:
-        del inputs["labels"]
-    if task in ("causal-lm", "sequence-to-sequence-lm"):
-        inputs.setdefault("use_cache", False)
-    if task == "causal-lm":
-        _count_positions(inputs, inner)
-    logits: Tensor = model(**inputs).logits
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = logits_of(model, batch)
+    labels = labels.to(logits.device)
     if task == "sequence-classification":
         return _classification_losses(logits, labels, inner.config)
     if task == "causal-lm":
         logits, labels = logits[:, :-1], labels[:, 1:]
     return _token_losses(logits, labels)
+
+
+def logits_of(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """Logits of one batch, through which gradients flow.
+
+    Labels are given to a model only where it makes the decoder's input of them. A decoder counts
+    positions from the first token of each row, where padding stands on the left.
+
+    Args:
+        model: A model for one of the tasks of `find_task`, in the mode it is in.
+        batch: Its inputs, with or without `labels`; on any device.
+
+    Returns:
+        [n, c] or [n, t, c], float32 at least.
+
+    Raises:
+        InputError: The batch has padding that nothing masks.
+    """
+    task = find_task(model)
+    inner: Any = base_model(model)
+    device = next(model.parameters()).device
+    inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    _refuse_unmasked_padding(inputs, inner.config)
+    # Sequence-to-sequence models make the decoder's input of the labels.
+    if task != "sequence-to-sequence-lm" or "decoder_input_ids" in inputs:
+        inputs.pop("labels", None)
+    if task in ("causal-lm", "sequence-to-sequence-lm"):
+        inputs.setdefault("use_cache", False)
+    if task == "causal-lm":
+        _count_positions(inputs, inner)
+    logits: Tensor = model(**inputs).logits
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def per_example_loss(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from subnet._tables import MAIN_RUN
 from subnet.errors import InputError, NotComparableError, UnknownLanguageError
 from subnet.language import Language, parse_language
 
@@ -286,18 +288,24 @@ def _rectangle(first: Sequence[Any], second: Sequence[Any]) -> list[_Row]:
 def _half_pairs(split: Sequence[Sequence[Any]], start: int) -> list[_Row]:
     """Each language of the one half with itself in the other, run by run."""
     first, second = split
-    places = {(str(item.language), item.run): b for b, item in enumerate(second)}
-    rows = [
-        (start + a, start + len(first) + places[key], item.run, "half")
-        for a, item in enumerate(first)
-        if (key := (str(item.language), item.run)) in places
-    ]
+    places = {(str(item.language), _whole_run(item.run)): b for b, item in enumerate(second)}
+    rows = []
+    for a, item in enumerate(first):
+        b = places.get((str(item.language), _whole_run(item.run)))
+        if b is not None:
+            run = f"{item.run}|{second[b].run}" if item.run != second[b].run else item.run
+            rows.append((start + a, start + len(first) + b, run, "half"))
     if not rows:
         raise InputError(
             "the halves have no language in common",
             expected="the same languages in both, as extract_halves gives them",
         )
     return rows
+
+
+def _whole_run(run: str) -> str:
+    """The run that a half is of: `half-1` of the main one, `seed2-half-1` of `seed2`."""
+    return re.sub(r"-?half-[12]$", "", run) or MAIN_RUN
 
 
 def _pairs(rows: Sequence[_Row], *, directed: bool) -> Pairs:

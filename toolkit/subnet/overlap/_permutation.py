@@ -24,10 +24,8 @@ s·m = s), which is why the same few sums suffice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +50,10 @@ _MOEBIUS_3 = np.array(
 )
 _MOEBIUS_2 = np.array([[1, -1], [0, 1]], dtype=np.float64)
 
-#: Elements unpacked at a time: a block of float64 stays in the second-level cache.
-_BLOCK = 1 << 16
+#: Elements unpacked at a time: the block stays in the second-level cache.
+_BLOCK = 1 << 17
+#: Integers up to here are exact in single precision.
+_EXACT = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -75,25 +75,47 @@ def profile(
     bits: NDArray[np.uint8], signs: NDArray[np.uint8] | None, shape: tuple[int, int]
 ) -> Profile:
     """Pattern sums of one packed mask (and packed signs, 1 = negative) of shape [o, i]."""
-    o, i = shape
-    kept = float(np.bitwise_count(bits).sum(dtype=np.int64))
-    negative = 0.0 if signs is None else float(np.bitwise_count(bits & signs).sum(dtype=np.int64))
-    mean = np.array([kept, kept - 2 * negative if signs is not None else 0.0]) / (o * i)
+    i = shape[1]
+    mean, row_sums, weighted = _sums(bits, signs, shape)
+    centred = weighted[:, 1:] - i * mean[:, None] * weighted[:, :1]
+    return _pattern_sums(mean, row_sums, weighted[:, 0], centred, shape)
 
+
+def _sums(
+    bits: NDArray[np.uint8], signs: NDArray[np.uint8] | None, shape: tuple[int, int]
+) -> tuple[Array, Array, Array]:
+    """Integer sums over the mask and its signs x: (mean [2], row sums [2, o], weighted [2, 3, i]).
+
+    `weighted` holds Σ_i x_ij, Σ_i r_i x_ij and Σ_i q_i x_ij, where r and q are the row sums of the
+    mask and of its signs.
+    """
+    o, i = shape
     row_sums = np.zeros((2, o))
-    # Σ_i x_ij and Σ_i r_i x_ij for x in (mask, signs), r the centred row sums of (mask, signs).
     weighted = np.zeros((2, 3, i))
-    for start, mask in _blocks(bits, shape):
-        rows = slice(start, start + len(mask))
-        layers = [mask]
+    layers = [bits] if signs is None else [bits, bits & signs]
+    height = _height(i)
+    # No sum over a block exceeds its size, so that single precision holds it exactly.
+    exact = np.float32 if height * i <= _EXACT else np.float64
+    blocks = np.empty((len(layers), min(height, o), i), dtype=exact)
+    ones = np.ones(i, dtype=exact)
+    for start in range(0, o, height):
+        stop = min(start + height, o)
+        for block, layer in zip(blocks, layers, strict=True):
+            flat = layer[start * i // 8 : -(-stop * i // 8)]
+            flat = np.unpackbits(flat, count=(stop - start) * i, bitorder="little")
+            np.copyto(block[: stop - start], flat.reshape(-1, i))
+        left = np.ones((3, stop - start), dtype=exact)
+        left[1] = left[2] = blocks[0, : stop - start] @ ones
         if signs is not None:
-            layers.append(mask - 2 * mask * _block(signs, shape, start, len(mask)))
-        for x, layer in enumerate(layers):
-            row_sums[x, rows] = layer.sum(axis=1)
-        left = np.vstack([np.ones(len(mask)), row_sums[:, rows] - i * mean[:, None]])
-        for x, layer in enumerate(layers):
-            weighted[x] += left @ layer
-    return _pattern_sums(mean, row_sums, weighted[:, 0], weighted[:, 1:], shape)
+            left[2] -= 2 * (blocks[1, : stop - start] @ ones)
+        row_sums[:, start:stop] = left[1:]
+        for x in range(len(layers)):
+            weighted[x] += left @ blocks[x, : stop - start]
+    if signs is None:
+        row_sums[1] = weighted[:, 2] = 0.0
+    else:
+        weighted[1] = weighted[0] - 2 * weighted[1]
+    return row_sums.sum(axis=1) / (o * i), row_sums, weighted
 
 
 def _pattern_sums(
@@ -169,17 +191,6 @@ def _multiply(f: Array, g: Array) -> Array:
     )
 
 
-def _blocks(bits: NDArray[np.uint8], shape: tuple[int, int]) -> Iterator[tuple[int, Array]]:
-    """Blocks of rows, unpacked; eight rows at least, so that each starts at a whole byte."""
-    o, i = shape
-    height = max(8, _BLOCK // max(i, 1) // 8 * 8)
-    for start in range(0, o, height):
-        yield start, _block(bits, shape, start, min(height, o - start))
-
-
-def _block(bits: NDArray[np.uint8], shape: tuple[int, int], start: int, height: int) -> Array:
-    i = shape[1]
-    first, last = start * i // 8, -(-(start + height) * i // 8)
-    flat = np.unpackbits(bits[first:last], count=height * i, bitorder="little")
-    unpacked: Any = flat.reshape(height, i)
-    return np.asarray(unpacked, dtype=np.float64)
+def _height(i: int) -> int:
+    """Rows of a block; eight at least, so that each block starts at a whole byte."""
+    return max(8, _BLOCK // max(i, 1) // 8 * 8)

@@ -8,7 +8,6 @@ probability, under the null model, of sharing at least as much.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,16 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subnet.overlap import _tails
+from subnet.overlap._counting import Bits, count_intersections, workers
 from subnet.overlap._inputs import Entries, Mask
 from subnet.overlap._levels import Levels
 from subnet.overlap._permutation import pattern_weights, profile
 from subnet.overlap._rows import Measured, divide, reasons
 
 Array = NDArray[np.float64]
-Bits = NDArray[np.uint8]
-
-# Bytes of each mask that are compared at a time: enough that the cost of a numpy call vanishes.
-_CHUNK = 1 << 16
 
 _ONE_VALUE = "the null model allows one value only"
 _FEW = "so few rows or columns hold these weights that p is rough: up to several times too small"
@@ -34,48 +30,21 @@ _FEW = "so few rows or columns hold these weights that p is rough: up to several
 _LUMPS = 3.0
 
 
-def count_intersections(masks: Sequence[Sequence[Bits]]) -> NDArray[np.int64]:
-    """|A∩B| of all pairs of masks, per parameter.
-
-    Args:
-        masks: [l][m], packed bits of mask l in parameter m, padding zero.
-
-    Returns:
-        [l, l, m], symmetric; the diagonal holds the sizes.
-
-    Example:
-        >>> a, b = np.packbits([[1, 1, 0], [0, 1, 1]], axis=1, bitorder="little")
-        >>> count_intersections([[a], [b]])[0, 1]
-        array([1])
-    """
-    n, parameters = len(masks), len(masks[0])
-    chunks = [(m, at) for m in range(parameters) for at in range(0, masks[0][m].size, _CHUNK)]
-    counts = np.zeros((parameters, n, n), dtype=np.int64)
-    with ThreadPoolExecutor(_workers()) as pool:
-        found = pool.map(lambda chunk: _count_chunk(masks, *chunk), chunks)
-        for (m, _), count in zip(chunks, found, strict=True):
-            counts[m] += count
-    symmetric = counts + np.triu(counts, 1).transpose(0, 2, 1)
-    return np.ascontiguousarray(symmetric.transpose(1, 2, 0))
-
-
-def _count_chunk(masks: Sequence[Sequence[Bits]], m: int, at: int) -> NDArray[np.int64]:
-    """Upper triangle of the counts of one chunk: 64 weights per AND and population count."""
-    n = len(masks)
-    size = min(_CHUNK, masks[0][m].size - at)
-    chunk = np.zeros((n, -(-size // 8) * 8), dtype=np.uint8)
-    for row, mask in zip(chunk, masks, strict=True):
-        row[:size] = mask[m][at : at + size]
-    words = chunk.view(np.uint64)
-    both = np.empty_like(words)
-    ones = np.empty(words.shape, dtype=np.uint8)
-    counts = np.zeros((n, n), dtype=np.int64)
-    for a in range(n):
-        rest = n - a
-        np.bitwise_and(words[a], words[a:], out=both[:rest])
-        np.bitwise_count(both[:rest], out=ones[:rest])
-        counts[a, a:] = ones[:rest].sum(axis=1, dtype=np.uint32)
-    return counts
+def describe_extremes(entries: Entries) -> tuple[str, ...]:
+    """A line for each mask that selects nothing, or everything, of what is compared."""
+    weights = sum(o * i for o, i in entries.shapes)
+    found = []
+    for label, mask in zip(entries.labels, entries.items, strict=True):
+        bits = (mask.bits[name] for name in entries.parameters)
+        count = sum(int(np.bitwise_count(packed).sum(dtype=np.int64)) for packed in bits)
+        if not count:
+            found.append(f"the mask of {label} is empty: it has no overlap that could be measured")
+        elif count == weights:
+            found.append(
+                f"the mask of {label} is full: every mask shares all its {mask.granularity}s with "
+                "it, and nothing follows from that"
+            )
+    return tuple(dict.fromkeys(found))
 
 
 def measure_masks(entries: Entries, levels: Levels, measures: Sequence[str]) -> list[Measured]:
@@ -83,9 +52,9 @@ def measure_masks(entries: Entries, levels: Levels, measures: Sequence[str]) -> 
     masks: Sequence[Mask] = entries.items
     bits = [[mask.bits[name] for name in entries.parameters] for mask in masks]
     with_signs = "sign_agreement" in measures
-    negative = _negative_bits(masks, bits, entries.parameters) if with_signs else []
-    counts = count_intersections([*bits, *negative])
-    model = _PermutationModel.of(entries, bits, negative, levels)
+    signs = _signs(masks, entries.parameters) if with_signs else None
+    counts = count_intersections(bits, signs)
+    model = _PermutationModel.of(entries, bits, signs, levels)
 
     n = len(masks)
     a, b = entries.pairs.a, entries.pairs.b
@@ -99,13 +68,13 @@ def measure_masks(entries: Entries, levels: Levels, measures: Sequence[str]) -> 
     )
     found = _set_measures(entries, group, model, measures)
     if with_signs:
-        signs = _Signs(
+        negative = _Signs(
             a=levels.total(counts[n + a, b]),
             b=levels.total(counts[a, n + b]),
             both=levels.total(counts[n + a, n + b]),
             known=np.array([mask.signs is not None for mask in masks]),
         )
-        found += _sign_measures(entries, group, signs, model)
+        found += _sign_measures(entries, group, negative, model)
     return found
 
 
@@ -147,16 +116,18 @@ class _PermutationModel:
 
     @staticmethod
     def of(
-        entries: Entries, bits: list[list[Bits]], negative: list[list[Bits]], levels: Levels
+        entries: Entries,
+        bits: Sequence[Sequence[Bits]],
+        signs: Sequence[Sequence[Bits] | None] | None,
+        levels: Levels,
     ) -> _PermutationModel:
         a, b = entries.pairs.a, entries.pairs.b
         mean, second, third = [], [], []
-        with ThreadPoolExecutor(_workers()) as pool:
+        with ThreadPoolExecutor(workers()) as pool:
             for m, shape in enumerate(entries.shapes):
-                signs: list[Bits | None] = [row[m] for row in negative]
-                signs = signs or [None] * len(bits)
                 rows = [row[m] for row in bits]
-                found = list(pool.map(profile, rows, signs, [shape] * len(rows)))
+                negative = [row and row[m] for row in signs or [None] * len(rows)]
+                found = list(pool.map(profile, rows, negative, [shape] * len(rows)))
                 of_two, of_three = pattern_weights(shape)
                 means = np.stack([p.mean for p in found], axis=1)
                 twos = np.stack([p.second for p in found], axis=1)
@@ -201,6 +172,8 @@ def _set_measures(
     label_a, label_b = _labels(entries)
     a_is_empty = "the mask of " + label_a + " is empty here"
     b_is_empty = "the mask of " + label_b + " is empty here"
+    full_a = (n.a == n.total, "the mask of " + label_a + " is full here: any mask is inside it")
+    full_b = (n.b == n.total, "the mask of " + label_b + " is full here: any mask is inside it")
 
     definitions: dict[str, tuple[Array, list[tuple[Array, NDArray[np.object_]]]]] = {
         "jaccard": (n.a + n.b - n.both, [(empty_a & empty_b, a_is_empty)]),
@@ -230,7 +203,14 @@ def _set_measures(
                     p_value=np.where(fixed, np.nan, p_values[null]),
                     n_a=n.a,
                     n_b=n.b,
-                    reason=reasons(n.a.shape, *undefined, (fixed, _ONE_VALUE), (lumps[null], _FEW)),
+                    reason=reasons(
+                        n.a.shape,
+                        *undefined,
+                        full_a,
+                        full_b,
+                        (fixed, _ONE_VALUE),
+                        (lumps[null], _FEW),
+                    ),
                     swapped=bool(swapped),
                 )
             )
@@ -308,22 +288,14 @@ def _sign_measures(
     return found
 
 
-def _negative_bits(
-    masks: Sequence[Mask], bits: list[list[Bits]], parameters: Sequence[str]
-) -> list[list[Bits]]:
-    """The weights of each mask whose change is negative; all zero where the signs are unknown."""
+def _signs(masks: Sequence[Mask], parameters: Sequence[str]) -> list[list[Bits] | None]:
+    """[l][m], packed signs of the change; None where they are unknown."""
     return [
-        [kept & mask.signs[name] if mask.signs is not None else np.zeros_like(kept)
-         for kept, name in zip(row, parameters, strict=True)]
-        for mask, row in zip(masks, bits, strict=True)
-    ]  # fmt: skip
+        None if mask.signs is None else [mask.signs[name] for name in parameters] for mask in masks
+    ]
 
 
 def _labels(entries: Entries) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
     """Labels of both sides, [p, 1]."""
     labels = np.array(entries.labels, dtype=object)
     return labels[entries.pairs.a][:, None], labels[entries.pairs.b][:, None]
-
-
-def _workers() -> int:
-    return min(8, os.cpu_count() or 1)

@@ -11,7 +11,7 @@ from subnet.overlap._inputs import collect
 from subnet.overlap._levels import group_parameters
 from subnet.overlap._names import LEVELS, MASK_MEASURES, UPDATE_MEASURES
 from subnet.overlap._rows import build_frame
-from subnet.overlap.masks import measure_masks
+from subnet.overlap.masks import describe_extremes, measure_masks
 from subnet.overlap.result import Overlap
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def measure_overlap(
         default = MASK_MEASURES if signs else MASK_MEASURES[:-1]
         chosen = _chosen(measures, default, MASK_MEASURES)
         measured = measure_masks(entries, grouped, chosen)
+        warnings += describe_extremes(entries)
         spectra = _empty_frame()
     else:
         from subnet.overlap.low_rank import measure_updates

@@ -36,13 +36,13 @@ class _Words:
 
 _WORDS: Mapping[str, _Words] = {
     "step_masks": _Words(
-        "the overlap of the weights that training one language changed with what another uses",
-        "the weights that training one language changed overlap with those that another uses",
+        "the overlap of the parameters that training one language changed with what another uses",
+        "the parameters that training one language changed overlap with those that another uses",
         "that other language",
     ),
     "masks": _Words(
-        "the overlap of the weights that two languages use",
-        "the weights that two languages use overlap",
+        "the overlap of the parameters that two languages use",
+        "the parameters that two languages use overlap",
         "one",
     ),
     "step_updates": _Words(

@@ -18,6 +18,7 @@ from subnet.report.content import (
 )
 from subnet.report.page import render_report
 from subnet.report.sections import standard_sections
+from subnet.report.validation import validation_section
 
 __all__ = [
     "Figure",
@@ -32,4 +33,5 @@ __all__ = [
     "confounds_section",
     "render_report",
     "standard_sections",
+    "validation_section",
 ]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeGuard
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import matplotlib.figure
 import networkx as nx
 import pandas as pd
 
 from subnet import figures
 from subnet.report._format import format_number
+from subnet.report._pieces import draw, has_rows, tidy
 from subnet.report.content import Figure, HeadlineLike, Section, Table
 
 _LOWER_IS_BETTER = ("loss", "perplexity")
@@ -96,7 +95,7 @@ def standard_sections(
         The sections `scores`, `forgetting`, `overlap`, `relation`.
     """
     missing = missing or {}
-    metrics = list(dict.fromkeys(scores["metric"])) if _has(scores) else []
+    metrics = list(dict.fromkeys(scores["metric"])) if has_rows(scores) else []
     metric = metric or ("loss" if "loss" in metrics else metrics[0] if metrics else "")
     metrics = sorted(metrics, key=lambda name: name != metric)[:_MOST_METRICS]
     return (
@@ -119,7 +118,7 @@ def _scores_section(
     missing: Mapping[str, str],
 ) -> Section:
     title = "Scores after every stage"
-    if not _has(scores):
+    if not has_rows(scores):
         return Section("scores", title, empty_reason=_reason(missing, "forgetting", "no scores"))
     run = str(scores["run"].iloc[0])
     several = len(scores["run"].unique()) > 1
@@ -134,7 +133,7 @@ def _scores_section(
             scores, metric=metric, run=run, higher_is_better=higher, languages=languages
         )
         shown.append(
-            _figure(
+            draw(
                 f"scores-{metric}", f"{metric.capitalize()} of every language after every stage",
                 figure,
                 "Each row is a language, in the order of training; each column the state of the "
@@ -142,12 +141,12 @@ def _scores_section(
                 f"the language; an empty cell was not measured.{of_run}",
             )
         )  # fmt: skip
-    if _has(effects) and metrics:
+    if has_rows(effects) and metrics:
         rows = effects[(effects["metric"] == metrics[0]) & (effects["run"] == run)]
         rows = rows[rows["trained_language"].fillna("") != ""]
         if len(rows) and rows["value"].notna().any():
             shown.append(
-                _figure(
+                draw(
                     f"effects-{metrics[0]}", "What training one language did to each other",
                     figures.effect_matrix(effects, metric=metrics[0], run=run, languages=languages),
                     "The change from one stage to the next: positive where the language of the "
@@ -166,7 +165,7 @@ def _forgetting_section(
     missing: Mapping[str, str],
 ) -> Section:
     title = "What was forgotten"
-    if not _has(forgetting):
+    if not has_rows(forgetting):
         return Section(
             "forgetting", title, empty_reason=_reason(missing, "forgetting", "no scores")
         )
@@ -182,7 +181,7 @@ def _forgetting_section(
         if not measures:
             continue
         shown.append(
-            _figure(
+            draw(
                 f"forgetting-{metric}", f"Forgetting per language ({metric})",
                 figures.forgetting_by_language(
                     forgetting, metric=metric, measures=measures, languages=languages
@@ -197,7 +196,7 @@ def _forgetting_section(
         )  # fmt: skip
     if metrics:
         tables.append(_wide(forgetting, metrics[0], several))
-    if _has(groups):
+    if has_rows(groups):
         shown += _group_figures(groups, metrics)
         tables.append(_groups_table(groups, metrics[0]))
     return Section(
@@ -235,7 +234,7 @@ def _groups_table(groups: pd.DataFrame, metric: str) -> Table:
     rows = groups[(groups["metric"] == metric) & ~relative]
     columns = [c for c in _GROUP_COLUMNS if c in groups.columns]
     return Table(
-        "groups", f"Groups of languages ({metric})", _tidy(rows[columns]), rest="tables/groups.csv",
+        "groups", f"Groups of languages ({metric})", tidy(rows[columns]), rest="tables/groups.csv",
         caption="Mean of each group with its interval. The difference is that to the other "
         "languages, and p permutes which languages belong to the group. Relative measures and "
         "other metrics are in tables/groups.csv.",
@@ -247,7 +246,7 @@ def _group_figures(groups: pd.DataFrame, metrics: Sequence[str]) -> list[Figure]
     if not own["value"].notna().any():
         return []
     return [
-        _figure(
+        draw(
             f"groups-{metrics[0]}", f"Groups as donors and as receivers ({metrics[0]})",
             figures.group_comparison(groups, metric=metrics[0]),
             "Mean immediate effect of training a language of the group on the others (left) and of "
@@ -311,7 +310,7 @@ def _overlap_figures(
     elif not kind.startswith("step_"):
         lines.append("No language was trained twice, so how high overlap can go is not known.")
     found = [
-        _figure(
+        draw(
             f"overlap-{kind}-{measure}", f"{name.capitalize()}: {what}",
             figures.overlap_heat_map(frame, measure=measure, languages=languages),
             "Clustered so that similar languages stand together. " + " ".join(lines),
@@ -320,7 +319,7 @@ def _overlap_figures(
     layers = figures.overlap_rows(frame, measure=measure, level="layer")
     if len(layers["module"].unique()) > 1 and layers["value"].notna().any():
         found.append(
-            _figure(
+            draw(
                 f"layers-{kind}-{measure}", f"{name.capitalize()} in each layer: {what}",
                 figures.overlap_by_layer(frame, measure=measure),
                 "Mean over all pairs of languages; the band holds 90 % of the pairs.",
@@ -340,7 +339,7 @@ def _pairs_table(rows: pd.DataFrame, kind: str, measure: str, what: str) -> Tabl
     null = ", ".join(dict.fromkeys(rows["null"]))
     return Table(
         f"overlap-{kind}", f"Pairs by {measure.replace('_', ' ')}: {what}",
-        _tidy(shown), rest="tables/overlap.csv",
+        tidy(shown), rest="tables/overlap.csv",
         caption=f"Largest first, over all parameters. Null model: {null}. A language beside itself "
         f"is the same language {_CEILINGS[kind_of_ceiling]}.",
     )  # fmt: skip
@@ -360,7 +359,7 @@ def _graph_figure(graph: nx.Graph[Any], languages: pd.DataFrame, seed: int) -> F
         if edges
         else "No pair of languages exceeds the structure-preserving null after correction."
     )
-    return _figure(
+    return draw(
         "graph", f"Languages that share more than chance allows ({measure})",
         figures.overlap_graph(graph, value=value, languages=languages, seed=seed), caption,
     )  # fmt: skip
@@ -377,7 +376,7 @@ def _relation_section(
     caveats: Sequence[str],
 ) -> Section:
     title = "Does sharing go with forgetting?"
-    if not _has(relation):
+    if not has_rows(relation):
         reason = _reason(missing, "relation", "overlap or scores are not there")
         return Section("relation", title, empty_reason=reason)
     row = headline.row if headline is not None else None
@@ -399,7 +398,7 @@ def _relation_section(
         "relation", title, figures=shown,
         tables=[
             Table(
-                "relation", "Every relation that was tested", _tidy(order[columns]),
+                "relation", "Every relation that was tested", tidy(order[columns]),
                 rest="tables/relation.csv", limit=40,
                 caption="Estimates are standard deviations of the effect per standard deviation of "
                 "the predictor, given the controls. Rows over all parameters first. qap ignores "
@@ -417,7 +416,7 @@ def _relation_figure(
     figure = figures.overlap_against_effect(
         pairs, measure=measure, metric=metric, slope=slope, languages=languages
     )
-    return _figure(
+    return draw(
         "relation", "Overlap and what training one language did to the other", figure,
         f"Each dot is one of {len(pairs)} directed pairs: one language was trained, the other "
         "evaluated before and after, on all items; positive means that it improved. The line is "
@@ -425,35 +424,6 @@ def _relation_figure(
         "given its controls, the band its 95 % interval. Pairs depend on each other, so "
         "the p-value does not count dots: it comes from permuting the names of the languages.",
     )  # fmt: skip
-
-
-def _figure(name: str, title: str, figure: matplotlib.figure.Figure, caption: str) -> Figure:
-    name = re.sub(r"[^\w-]+", "-", name, flags=re.ASCII).strip("-")
-    svg = figures.to_svg(figure, name=name, title=title, description=caption)
-    return Figure(name, title, svg, caption)
-
-
-def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
-    """Without columns that say nothing: one run only, no reason at all."""
-    drop = []
-    if "run" in frame.columns and len(frame["run"].unique()) <= 1:
-        drop.append("run")
-    drop += [
-        column
-        for column in ("reason", "module", "between chance (0) and other seed (1)")
-        if column in frame.columns and not _says_anything(frame[column])
-    ]
-    return frame.drop(columns=drop)
-
-
-def _says_anything(column: Iterable[Any]) -> bool:
-    return any(
-        value != "" for value in column if not (isinstance(value, float) and math.isnan(value))
-    )
-
-
-def _has(frame: pd.DataFrame | None) -> TypeGuard[pd.DataFrame]:
-    return frame is not None and not frame.empty
 
 
 def _reason(missing: Mapping[str, str], name: str, otherwise: str) -> str:

@@ -7,9 +7,8 @@ in one pass over a batch, so that examples need no loop and no parameter needs a
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from subnet.errors import InputError
 from subnet.model import evaluation_mode, example_losses, find_task
 from subnet.model.evaluation import IGNORED
+from subnet.model.per_example import LayerRecord, by_example, frozen, record_layers
 
 #: Numbers of per-example gradients that are held at once: 16 MB in float32, or one example's.
 _CHUNK = 1 << 22
@@ -111,9 +111,9 @@ def sum_of_powers(
         name: torch.zeros_like(layers.weight(name), dtype=torch.float64) for name in layers.modules
     }
     n_examples = 0
-    with evaluation_mode(model), _frozen(model), torch.enable_grad():
+    with evaluation_mode(model), frozen(model), torch.enable_grad():
         for batch in batches:
-            with _recorded(layers) as record:
+            with record_layers(layers.modules) as record:
                 terms = _label_terms(model, batch) if expected else _true_terms(model, batch)
             labelled = torch.ones_like(terms[0][0], dtype=torch.bool)
             if not expected:
@@ -123,7 +123,7 @@ def sum_of_powers(
                 more = number + 1 < len(terms)
                 # Not nansum: the loss of a broken model is NaN too, and has to be seen.
                 loss = losses[labelled].sum()
-                for name, given, delta in record.pairs(loss, n, keep=more):
+                for name, given, delta in _pairs(record, loss, n, keep=more):
                     left, right = (given, delta) if name in layers.transposed else (delta, given)
                     _add_powers(sums[name], left, right, scale, power)
             n_examples += int(labelled.sum())
@@ -142,85 +142,38 @@ def sum_of_squared_inputs(
     n_examples = 0
     with evaluation_mode(model), torch.no_grad():
         for batch in batches:
-            with _recorded(layers) as record:
+            with record_layers(layers.modules) as record:
                 n_examples += len(example_losses(model, batch))
             for name, inputs in record.inputs.items():
                 for given in inputs:
                     flat = given.reshape(-1, given.shape[-1]).double()
                     sums[name] = sums.get(name, 0) + flat.square().sum(dim=0)
-            record.refuse_unused()
+            _refuse_unused(record)
     return sums, n_examples
 
 
-@dataclass
-class _Record:
-    """What went into each layer and what came out, once per call of the layer."""
+def _refuse_unused(record: LayerRecord) -> None:
+    if record.unused is not None:
+        raise InputError(
+            f"the layer of {record.unused} was not called",
+            expected="a layer that takes part in the forward pass",
+            fix="its module may use the weight in another way; extract by magnitude instead",
+        )
 
-    names: Sequence[str]
-    inputs: dict[str, list[Tensor]] = field(default_factory=dict)
-    outputs: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def refuse_unused(self) -> None:
-        unused = next((name for name in self.names if name not in self.inputs), None)
-        if unused is not None:
-            raise InputError(
-                f"the layer of {unused} was not called",
-                expected="a layer that takes part in the forward pass",
-                fix="its module may use the weight in another way; extract by magnitude instead",
+def _pairs(
+    record: LayerRecord, loss: Tensor, n: int, *, keep: bool
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(weight, inputs [n, t, i], derivatives of the loss by the outputs [n, t, o])."""
+    _refuse_unused(record)
+    for name, calls in record.derivatives(loss, keep=keep):
+        if calls:
+            # Calls of a shared layer are further positions: their gradients add up.
+            yield (
+                name,
+                torch.cat([by_example(x, n, name) for x, _ in calls], dim=1),
+                torch.cat([by_example(delta, n, name) for _, delta in calls], dim=1),
             )
-
-    def pairs(self, loss: Tensor, n: int, *, keep: bool) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """(weight, inputs [n, t, i], derivatives of the loss by the outputs [n, t, o])."""
-        self.refuse_unused()
-        flat = [output for name in self.names for output in self.outputs[name]]
-        found = iter(torch.autograd.grad(loss, flat, retain_graph=keep, allow_unused=True))
-        for name in self.names:
-            given, delta = [], []
-            for x in self.inputs[name]:
-                derivative = next(found)
-                if derivative is not None:  # what came out went nowhere
-                    given.append(_by_example(x, n, name))
-                    delta.append(_by_example(derivative, n, name))
-            if given:
-                # Calls of a shared layer are further positions: their gradients add up.
-                yield name, torch.cat(given, dim=1), torch.cat(delta, dim=1)
-
-
-@contextlib.contextmanager
-def _recorded(layers: Layers) -> Iterator[_Record]:
-    record = _Record(tuple(layers.modules))
-
-    def hook_for(name: str) -> Callable[..., Tensor]:
-        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:  # noqa: ARG001
-            record.inputs.setdefault(name, []).append(arguments[0].detach())
-            if not torch.is_grad_enabled():
-                return output
-            if not output.requires_grad:
-                output.requires_grad_()
-            record.outputs.setdefault(name, []).append(output)
-            # A copy goes on: what is recorded must stay as it is where an activation function
-            # works in place. (Inputs cannot change: training could not either.)
-            return output.clone()
-
-        return hook
-
-    with contextlib.ExitStack() as stack:
-        for name, module in layers.modules.items():
-            stack.callback(module.register_forward_hook(hook_for(name)).remove)
-        yield record
-
-
-@contextlib.contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter takes a gradient meanwhile: the layers' outputs alone carry the graph."""
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for parameter, _ in before:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter, requires_grad in before:
-            parameter.requires_grad_(requires_grad)
 
 
 def _true_terms(model: nn.Module, batch: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
@@ -268,17 +221,6 @@ def _refuse_other_than_classification(model: nn.Module) -> None:
             expected="at least two labels",
             fix="take labels='true'",
         )
-
-
-def _by_example(values: Tensor, n: int, name: str) -> Tensor:
-    """[n, …, d] to [n, t, d]; of a batch of one, all rows are that example's."""
-    if n != 1 and (values.ndim < 2 or values.shape[0] != n):
-        raise InputError(
-            f"the layer of {name} works on {list(values.shape)} values for {n} examples",
-            expected=f"[{n}, tokens, width], which can be told apart by example",
-            fix="take batch_size=1",
-        )
-    return values.reshape(n, -1, values.shape[-1])
 
 
 def _add_powers(total: Tensor, left: Tensor, right: Tensor, scale: Tensor, power: int) -> None:

@@ -2,9 +2,10 @@
 
 A parameter's tensor stands under its name in the base's `state_dict` and holds uint8
 [ceil(o·i / 8)]: row-major, lowest bit first, padding zero. In a mask of attention heads or of
-feed-forward neurons, the units of layer 3 stand under `layers.3.heads` or `layers.3.neurons`. The
-metadata key `subnetwork` holds JSON with the format version, shapes, granularity, language, run,
-base, method, settings, density and seed.
+feed-forward neurons, the units of layer 3 stand under `layers.3.heads` or `layers.3.neurons`; in
+one of singular directions, those of a module under `<module>.directions`. The metadata key
+`subnetwork` holds JSON with the format version, shapes, granularity, language, run, base, method,
+settings, density and seed.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class _Metadata(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    granularity: Literal["weight", "head", "neuron"]
+    granularity: Literal["weight", "head", "neuron", "direction"]
     language: str
     run: str
     base: str

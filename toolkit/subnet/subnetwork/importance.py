@@ -16,19 +16,22 @@ from subnet.subnetwork.collection import Subnetworks
 from subnet.subnetwork.mask import Subnetwork
 from subnet.subnetwork.selection import Selection, top_k
 from subnet.subnetwork.settings import FisherSettings, ImportanceSettings, WandaSettings
-from subnet.subnetwork.sources import LanguageModel, language_models
+from subnet.subnetwork.sources import LanguageModel, Progress, language_models
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from subnet.checkpoint import Checkpoint
+    from subnet.subnetwork._examples import Half
     from subnet.subnetwork._per_example import Layers
 
 
 def extract_by_importance(
     checkpoint: Checkpoint,
     settings: ImportanceSettings,
-    data: Iterable[Mapping[str, Any]] | None = None,
+    data: Iterable[Mapping[str, Any]] | Half | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> Subnetworks:
     """Find the subnetwork of each language by what its examples do in the model.
 
@@ -41,6 +44,7 @@ def extract_by_importance(
         checkpoint: With a base, updates (or stages) and, unless given, `train.jsonl`.
         settings: Of one of the methods.
         data: Examples, each with its `language`; see `extract`.
+        progress: See `extract`.
 
     Returns:
         One subnetwork per language and run; with `model="base"` one per language.
@@ -51,7 +55,8 @@ def extract_by_importance(
             tensor), or the density selects nothing.
     """
     return Subnetworks(
-        _extract(member, settings) for member in language_models(checkpoint, settings, data)
+        _extract(member, settings)
+        for member in language_models(checkpoint, settings, data, progress=progress)
     )
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: What one bit of a mask stands for.
-GRANULARITIES = ("weight", "head", "neuron")
+GRANULARITIES = ("weight", "head", "neuron", "direction")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,9 +46,12 @@ class Subnetwork:
         method: How it was found.
         settings: Every value that the result depends on.
         seed: Seed of the random parts, None where there are none.
-        granularity: What one bit stands for: `"weight"`, `"head"` or `"neuron"`. A mask of heads
-            or neurons has one entry per layer, `layers.3.heads` or `layers.3.neurons` (with the
-            stack before it where there are two, `decoder.layers.3.heads`), of shape (units,).
+        granularity: What one bit stands for: `"weight"`, `"head"`, `"neuron"` or `"direction"`. A
+            mask of heads or neurons has one entry per layer, `layers.3.heads` or `layers.3.neurons`
+            (with the stack before it where there are two, `decoder.layers.3.heads`), of shape
+            (units,). A mask of singular directions has one per module, `<module>.directions`;
+            which language each bit belongs to is in `settings`, and only masks of one extraction
+            combine.
 
     Raises:
         InputError: Bits, shapes and signs do not belong together, or padding is set.
@@ -256,6 +259,12 @@ class Subnetwork:
                 expected="one granularity",
                 fix="combine masks of weights with masks of weights, of units with units",
             )
+        if self.granularity == "direction" and _stacks(self.settings) != _stacks(other.settings):
+            raise NotComparableError(
+                f"{pair} number different directions",
+                expected="masks of one run of one extraction",
+                fix="extract all languages together",
+            )
         if self.shapes == other.shapes:
             return
         lone = sorted(self.shapes.keys() ^ other.shapes.keys())
@@ -297,6 +306,9 @@ class Subnetwork:
         return (
             (self.base, self.granularity) == (other.base, other.granularity)
             and self.shapes == other.shapes
+            and (
+                self.granularity != "direction" or _stacks(self.settings) == _stacks(other.settings)
+            )
             and all(np.array_equal(bits, other.bits[name]) for name, bits in self.bits.items())
         )
 
@@ -355,8 +367,24 @@ def _check_units(shapes: Mapping[str, tuple[int, ...]], granularity: str, langua
         if name.rpartition(".")[2] != f"{granularity}s":
             raise InputError(
                 f"the mask of {language} is over {granularity}s and has bits for {name}",
-                expected=f"names such as {unit_parameter(0, granularity)}",
+                expected=f"names such as {_example_name(granularity)}",
             )
+
+
+def _example_name(granularity: str) -> str:
+    if granularity == "direction":
+        return "encoder.layer.0.attention.self.query.directions"
+    return unit_parameter(0, granularity)
+
+
+def _stacks(settings: Any) -> set[str]:
+    """Which stacks of directions a mask, or the masks that it was combined from, index."""
+    if isinstance(settings, Mapping):
+        own = {str(settings["stack"])} if "stack" in settings else set()
+        return own.union(*(_stacks(value) for value in settings.values()))
+    if isinstance(settings, list):
+        return set[str]().union(*(_stacks(value) for value in settings))
+    return set()
 
 
 def _checked(

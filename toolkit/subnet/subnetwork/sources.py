@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from subnet.checkpoint import Checkpoint, Update
-    from subnet.subnetwork._examples import LanguageData
+    from subnet.subnetwork._examples import Half, LanguageData
+
+#: Called with the name of the present step, how much of it is done, and how much there is.
+Progress = Callable[[str, int, int], None]
 
 
 def updates_of(source: Checkpoint | Update | Iterable[Update]) -> Sequence[Update]:
@@ -81,9 +84,10 @@ class LanguageModel:
 def language_models(
     checkpoint: Checkpoint,
     settings: DataSettings,
-    data: Iterable[Mapping[str, Any]] | None = None,
+    data: Iterable[Mapping[str, Any]] | Half | None = None,
     *,
     splits: Sequence[str] = ("train",),
+    progress: Progress | None = None,
 ) -> Iterator[LanguageModel]:
     """Load the model of one language after another, with its examples.
 
@@ -96,6 +100,7 @@ def language_models(
         settings: Of the method.
         data: Examples, each with its `language`.
         splits: Where else to take the examples from: the first of these that the checkpoint has.
+        progress: Called before each model is loaded, with its language.
 
     Raises:
         MissingInputError: There is no update, no example of a language, or no tokenizer.
@@ -115,7 +120,7 @@ def language_models(
     labels = [update.language.label for update in wanted] or sorted(examples.examples)
     for label in labels:  # before the long work
         examples.choose(label, settings.n_examples, settings.seed)
-    return _load_each(checkpoint, settings, examples, wanted)
+    return _load_each(checkpoint, settings, examples, wanted, progress)
 
 
 def _wanted(checkpoint: Checkpoint, settings: DataSettings) -> list[Update]:
@@ -132,17 +137,23 @@ def _wanted(checkpoint: Checkpoint, settings: DataSettings) -> list[Update]:
 
 
 def _load_each(
-    checkpoint: Checkpoint, settings: DataSettings, examples: LanguageData, wanted: list[Update]
+    checkpoint: Checkpoint,
+    settings: DataSettings,
+    examples: LanguageData,
+    wanted: list[Update],
+    progress: Progress | None,
 ) -> Iterator[LanguageModel]:
     from subnet.model import load_model
-    from subnet.subnetwork._examples import make_batches
+    from subnet.subnetwork._encoding import make_batches
 
     places: list[tuple[str, str, Update | None]]
     places = [(update.language.label, update.run, update) for update in wanted]
     if not places:
         places = [(label, MAIN_RUN, None) for label in sorted(examples.examples)]
     bases: dict[str, nn.Module] = {}
-    for language, run, update in places:
+    for done, (language, run, update) in enumerate(places):
+        if progress is not None:
+            progress(f"{settings.method}: {language}", done, len(places))
         source = checkpoint.path if update is None else update.source
         if settings.model == "base":
             if run not in bases:

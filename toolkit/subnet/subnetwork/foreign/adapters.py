@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from subnet._files import TensorInfo
@@ -13,12 +13,13 @@ from subnet._tables import MAIN_RUN
 from subnet.checkpoint import Update, describe_parameter
 from subnet.checkpoint.base import NOT_STATED
 from subnet.checkpoint.lora import LoraChange
-from subnet.checkpoint.peft import read_adapters
-from subnet.checkpoint.tensors import TensorStore, open_file_store
+from subnet.checkpoint.peft import Adapter, read_adapters
+from subnet.checkpoint.tensors import ADAPTER_CONFIG, TensorStore, has_model, open_file_store
 from subnet.checkpoint.update import Change
 from subnet.errors import FileFormatError, MissingInputError, NotComparableError
 from subnet.language import parse_language
 from subnet.subnetwork.extraction import extract
+from subnet.subnetwork.foreign.base import StatedBase, state_base
 from subnet.subnetwork.foreign.source import LEFT_OUT, Source, Wish
 from subnet.subnetwork.mask import Subnetwork
 
@@ -39,6 +40,10 @@ _OTHERS = {
 
 def read_peft(source: Source, wish: Wish) -> list[Subnetwork]:
     """A PEFT folder with one LoRA, or with one per language."""
+    if not (source.path / ADAPTER_CONFIG).is_file():
+        raise MissingInputError(
+            f"is no folder with an {ADAPTER_CONFIG}", path=source.path, expected="a PEFT adapter"
+        )
     adapters = read_adapters(source.path)
     labels: tuple[str, ...]
     if len(adapters) == 1:
@@ -51,11 +56,30 @@ def read_peft(source: Source, wish: Wish) -> list[Subnetwork]:
     for adapter, label in zip(adapters, labels, strict=True):
         if label == LEFT_OUT:
             continue
-        change = LoraChange(adapter, wish.base.store)
-        stated = wish.base.identity
-        base = adapter.base or stated if stated == NOT_STATED else stated
-        found.append(_largest(change, label, base, source, wish))
+        base = _base_of(adapter, wish.base)
+        change = LoraChange(adapter, base.store)
+        found.append(_largest(change, label, base.identity, source, wish))
     return found
+
+
+def _base_of(adapter: Adapter, stated: StatedBase) -> StatedBase:
+    """The base as the caller states it, else as the adapter does: opened where it is here.
+
+    In the layout of a checkpoint it is looked for where `extract` finds it, so that both give masks
+    over one base.
+    """
+    if stated.identity != NOT_STATED:
+        return stated
+    named = adapter.base
+    folder = adapter.folder
+    root = folder.parent.parent if folder.parent.name == "adapters" else None
+    places = [] if named is None else [place / named for place in (root, folder) if place]
+    if root and (named is None or PurePosixPath(named.replace("\\", "/")).name == "base"):
+        places.append(root / "base")
+    for place in places:
+        if has_model(place):
+            return state_base(place)
+    return replace(stated, identity=named or NOT_STATED)
 
 
 def read_kohya(source: Source, wish: Wish) -> list[Subnetwork]:
@@ -241,4 +265,5 @@ def _largest(change: Change, label: str, base: str, source: Source, wish: Wish) 
         _change=change,
     )
     (found,) = extract([update], density=wish.density)
-    return found
+    left_out = {"parameters_left_out": sorted(change.apart)} if change.apart else {}
+    return replace(found, settings={**found.settings, **source.settings(**left_out)})

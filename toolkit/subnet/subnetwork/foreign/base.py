@@ -11,12 +11,19 @@ from subnet import _files
 from subnet.checkpoint.base import NOT_STATED
 from subnet.checkpoint.tensors import TensorStore, has_model, open_model_store
 from subnet.errors import MissingInputError, NotComparableError
-from subnet.subnetwork.mask import Subnetwork, nearest, unit_parameter
+from subnet.subnetwork.mask import Subnetwork, nearest
 
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
 _NEURONS = ("intermediate_size", "ffn_dim", "d_ff", "n_inner", "ffn_hidden_size", "hidden_dim")
 _WIDTH = ("hidden_size", "n_embd")
+#: Names of head masks in the calls of encoder-decoder models of transformers 4, to the names of
+#: the entries of their layers, as in `unit_parameters`.
+STACKS = {
+    "head_mask": "encoder.layers.{}.heads",
+    "decoder_head_mask": "decoder.layers.{}.heads",
+    "cross_attn_head_mask": "decoder.layers.{}.cross.heads",
+}
 #: Models whose feed-forward layer is four times as wide where their configuration is silent.
 _FOURFOLD = frozenset({"bloom", "codegen", "gpt2", "gpt_bigcode", "gpt_neo", "gptj"})
 
@@ -37,20 +44,17 @@ class StatedBase:
     store: TensorStore | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def n_layers(self) -> int | None:
-        """Number of layers, where the configuration says it."""
-        return self._number(_LAYERS)
+    def n_layers(self, stack: str = "") -> int | None:
+        """Number of layers (of the encoder, of the decoder), where the configuration says it."""
+        return self._number((f"{stack}_layers", f"num_{stack}_layers", *_LAYERS))
 
-    @property
-    def n_heads(self) -> int | None:
+    def n_heads(self, stack: str = "") -> int | None:
         """Attention heads per layer."""
-        return self._number(_HEADS)
+        return self._number((f"{stack}_attention_heads", *_HEADS))
 
-    @property
-    def n_neurons(self) -> int | None:
+    def n_neurons(self, stack: str = "") -> int | None:
         """Neurons of a layer's feed-forward block."""
-        stated = self._number(_NEURONS)
+        stated = self._number((f"{stack}_ffn_dim", *_NEURONS))
         width = self._number(_WIDTH)
         if stated is None and width and self.config.get("model_type") in _FOURFOLD:
             return 4 * width
@@ -113,23 +117,41 @@ class StatedBase:
 
     def _check_units(self, subnetwork: Subnetwork, path: Path) -> None:
         kind = subnetwork.granularity
-        if self.has_two_stacks:
+        stacks: dict[tuple[str, str], dict[int, int]] = {}
+        for name, (width,) in subnetwork.shapes.items():
+            stack, _, rest = ("." + name).rpartition(".layers.")
+            number, _, what = rest.partition(".")
+            stacks.setdefault((stack.lstrip("."), what), {})[int(number)] = width
+        has_names = any(stack for stack, _ in stacks)
+        if self.has_two_stacks and not has_names:
             raise NotComparableError(
                 f"has {kind}s of layers without saying whether of the encoder or the decoder",
                 path=path,
                 expected=f"a base with one stack; {self.folder} has two",
+                fix=f"save {', '.join(STACKS)} as one .npz" if kind == "head" else None,
             )
-        units = self.n_heads if kind == "head" else self.n_neurons
-        layers = self.n_layers
-        n_found = len(subnetwork.shapes)
-        width = subnetwork.shapes[unit_parameter(0, kind)][0]
-        if (layers or n_found, units or width) != (n_found, width):
+        if self.config and has_names and not self.has_two_stacks:
             raise NotComparableError(
-                f"has {n_found} layers of {width} {kind}s",
+                f"has {kind}s of an encoder and a decoder",
                 path=path,
-                expected=f"{layers} layers of {units}, as in {self.folder}",
+                expected=f"a base with two stacks; {self.folder} has one",
                 fix="was it made for another base?",
             )
+        for (stack, _), widths in stacks.items():
+            units = self.n_heads(stack) if kind == "head" else self.n_neurons(stack)
+            layers = self.n_layers(stack)
+            found = sorted(set(widths.values()))
+            of_base = layers or len(widths), [units] if units else found
+            if (len(widths), found) != of_base or sorted(widths) != [*range(len(widths))]:
+                where = f" in the {stack}" if stack else ""
+                raise NotComparableError(
+                    f"has {len(widths)} layers of {' and '.join(map(str, found))} {kind}s{where}",
+                    path=path,
+                    expected=f"{layers} layers of {units}, as in {self.folder}"
+                    if self.config
+                    else "one number of units, and layers from 0 without a gap",
+                    fix="was it made for another base?",
+                )
 
 
 def state_base(base: str | Path | None) -> StatedBase:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from subnet.subnetwork.foreign.base import StatedBase
 
 #: Files that `torch.save` wrote.
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+#: Files whose content is loaded as a whole.
+_LOADED = (".npy", ".npz", ".json", *TORCH_SUFFIXES)
 #: A label that leaves out one of the languages of a file.
 LEFT_OUT = "-"
 
@@ -74,9 +77,17 @@ class Source:
         """What a file of `torch.save`, NumPy or JSON holds.
 
         Raises:
+            MissingInputError: There is no such file.
             UnsafeFileError: It holds more than tensors and plain values.
-            FileFormatError: It is damaged.
+            FileFormatError: It is damaged, or a file of another kind.
         """
+        if self.path.is_dir() or (self.path.is_file() and self.path.suffix not in _LOADED):
+            kind = "a folder" if self.path.is_dir() else f"a {self.path.suffix or 'nameless'} file"
+            raise FileFormatError(
+                f"is {kind}, which holds nothing in the format {self.format!r}",
+                path=self.path,
+                expected=f"a file ending in {', '.join(_LOADED)}",
+            )
         if not self.path.is_file():
             raise MissingInputError("is not there", path=self.path)
         if self.path.suffix in TORCH_SUFFIXES:
@@ -84,6 +95,21 @@ class Source:
         if self.path.suffix in (".npy", ".npz"):
             return _load_numpy(self.path)
         return _files.read_json(self.path)
+
+    @property
+    def mapping(self) -> Mapping[Any, Any]:
+        """The content, where the format wants a dictionary.
+
+        Raises:
+            FileFormatError: It is something else.
+        """
+        if not isinstance(self.content, Mapping):
+            raise FileFormatError(
+                f"holds one value of type {type(self.content).__name__}",
+                path=self.path,
+                expected=f"tensors by name, as the format {self.format!r} has them",
+            )
+        return self.content
 
     @property
     def label(self) -> str:
@@ -140,6 +166,13 @@ class Source:
         return wish.languages
 
 
+#: What loaders raise at the content of a file.
+_DAMAGES = (
+    pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError,
+    AttributeError, OSError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
+
+
 def _load_torch(path: Path) -> Any:
     import numpy as np
     import torch
@@ -162,19 +195,22 @@ def _load_torch(path: Path) -> Any:
             return torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
-    except pickle.UnpicklingError as error:
-        if "global" in str(error).lower():
-            raise UnsafeFileError(
-                "holds objects whose loading would run code",
-                path=path,
-                expected="tensors, lists, dictionaries and numbers",
-                fix="load it where you trust it and save its state_dict() or mask tensors",
-            ) from error
-        raise _damaged(path) from error
     except PermissionError:
         raise
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise _damaged(path) from error
+    except _DAMAGES as error:
+        why = str(error).lower()
+        if "global" in why:
+            found = "holds objects whose loading would run code"
+        elif "operand" in why or "magic number" in why:
+            found = "is a pickle that torch.save did not write, whose loading could run code"
+        else:
+            raise _damaged(path) from error
+        raise UnsafeFileError(
+            found,
+            path=path,
+            expected="tensors, lists, dictionaries and numbers",
+            fix="load it where you trust it and save its state_dict() or mask tensors",
+        ) from error
 
 
 def _load_numpy(path: Path) -> Any:
@@ -186,7 +222,8 @@ def _load_numpy(path: Path) -> Any:
             found = np.load(file, allow_pickle=False)
             return dict(found) if isinstance(found, Mapping) else found
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        if "pickle" in str(error).lower():
+        # NumPy takes everything that it does not know for a pickle.
+        if "object arrays" in str(error).lower() or path.read_bytes()[:1] == b"\x80":
             raise UnsafeFileError(
                 "holds Python objects, whose loading would run code",
                 path=path,

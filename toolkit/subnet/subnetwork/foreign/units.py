@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from subnet.errors import FileFormatError, InputError, MissingInputError
 from subnet.language import looks_like_language
+from subnet.subnetwork.foreign.base import STACKS
 from subnet.subnetwork.foreign.source import LEFT_OUT, Source, Wish
 from subnet.subnetwork.mask import Subnetwork, unit_parameter
 
+_LAYER = "layers.{}.heads"
 _HEADS = "heads: 0 and 1 (or true and false) in [layers, heads]"
 
 
@@ -21,9 +23,13 @@ def read_heads(source: Source, wish: Wish) -> list[Subnetwork]:
 
     One array is the mask of one language, named by the file. A dictionary (`.npz`, a dictionary of
     tensors, a JSON object) has a mask per language under its label. An array [languages, layers,
-    heads] needs the labels.
+    heads] needs the labels. Of an encoder-decoder model the three masks of one language stand
+    together, under the names that `transformers` gave them: `head_mask` (the encoder's),
+    `decoder_head_mask` and `cross_attn_head_mask`.
     """
     content = source.content
+    if isinstance(content, Mapping) and content.keys() & (STACKS.keys() - {"head_mask"}):
+        return [_two_stacks(content, source.language(wish), source)]
     if not isinstance(content, Mapping):
         array = _array(content, source)
         if array.ndim == 3:
@@ -51,7 +57,7 @@ def read_heads(source: Source, wish: Wish) -> list[Subnetwork]:
             )
         named = [(str(k), _array(v, source)) for k, v in content.items()]
     return [
-        _subnetwork(dict(enumerate(_layers(array, source))), "head", label, source)
+        _subnetwork(_by_layer(array, source, _LAYER), "head", label, source)
         for label, array in named
         if label != LEFT_OUT
     ]
@@ -65,8 +71,14 @@ def read_lape(source: Source, wish: Wish) -> list[Subnetwork]:
     comes from the base's `config.json` or from `units`.
     """
     content = source.content
+    if not is_lape(content):
+        raise FileFormatError(
+            "holds no lists of neurons",
+            path=source.path,
+            expected="per language a list with a one-dimensional tensor per layer, as LAPE saves",
+        )
     labels = source.name_languages(len(content), wish)
-    width = wish.units or wish.base.n_neurons
+    width = wish.units or wish.base.n_neurons()
     if width is None:
         raise MissingInputError(
             "does not say how many neurons a layer has",
@@ -83,7 +95,7 @@ def read_lape(source: Source, wish: Wish) -> list[Subnetwork]:
     found = []
     for label, layers in zip(labels, content, strict=True):
         masks = {
-            i: _chosen(indices, width, f"layer {i} of {label}", source)
+            unit_parameter(i, "neuron"): _chosen(indices, width, f"layer {i} of {label}", source)
             for i, indices in enumerate(layers)
         }
         if label != LEFT_OUT:
@@ -148,19 +160,36 @@ def _array(value: Any, source: Source) -> NDArray[Any]:
     return array.astype(np.bool_)
 
 
-def _layers(array: NDArray[Any], source: Source) -> NDArray[Any]:
+def _two_stacks(content: Mapping[Any, Any], label: str, source: Source) -> Subnetwork:
+    """The masks of encoder, decoder and attention between them, as one mask."""
+    missing = [name for name in STACKS if name not in content]
+    foreign = [name for name in content if name not in STACKS]
+    if missing or foreign:
+        raise FileFormatError(
+            f"has no {missing[0]}" if missing else f"has an array under {foreign[0]!r}",
+            path=source.path,
+            expected=f"{', '.join(STACKS)}, with 1 for every head where all are kept",
+        )
+    masks: dict[str, NDArray[np.bool_]] = {}
+    for key, name in STACKS.items():
+        masks |= _by_layer(_array(content[key], source), source, name)
+    return _subnetwork(masks, "head", label, source)
+
+
+def _by_layer(array: NDArray[Any], source: Source, name: str) -> dict[str, NDArray[np.bool_]]:
+    """Rows of [layers, heads] under the names of their layers."""
     if array.ndim != 2:
         raise FileFormatError(
             f"holds an array of shape {list(array.shape)}", path=source.path, expected=_HEADS
         )
-    return array
+    return {name.format(layer): mask for layer, mask in enumerate(array)}
 
 
 def _subnetwork(
-    masks: Mapping[int, NDArray[np.bool_]], granularity: str, label: str, source: Source
+    masks: Mapping[str, NDArray[np.bool_]], granularity: str, label: str, source: Source
 ) -> Subnetwork:
     return Subnetwork.from_arrays(
-        {unit_parameter(layer, granularity): mask for layer, mask in masks.items()},
+        masks,
         language=label,
         base="",
         granularity=granularity,

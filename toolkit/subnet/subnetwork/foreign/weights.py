@@ -31,7 +31,11 @@ SFT_FILE = "pytorch_diff.bin"
 
 def read_npz(source: Source, wish: Wish) -> list[Subnetwork]:
     """Boolean arrays by parameter: as `convert` writes them, or without our metadata."""
-    arrays = dict(source.content)
+    if source.path.suffix != ".npz":
+        raise FileFormatError(
+            f"is a {source.path.suffix} file", path=source.path, expected="a file ending in .npz"
+        )
+    arrays = dict(source.mapping)
     stated = arrays.pop(NPZ_KEY, None)
     details: dict[str, Any] = {"base": "", "settings": source.settings()}
     if stated is not None:
@@ -45,7 +49,8 @@ def read_npz(source: Source, wish: Wish) -> list[Subnetwork]:
             ) from error
     if stated is None or wish.languages is not None:
         details["language"] = source.language(wish)
-    return [Subnetwork.from_arrays(arrays, **details)]
+    arrays = {name: _zero_one(array, name, source) for name, array in arrays.items()}
+    return [_from_arrays(arrays, source, **details)]
 
 
 def read_pruned(source: Source, wish: Wish) -> list[Subnetwork]:
@@ -55,7 +60,7 @@ def read_pruned(source: Source, wish: Wish) -> list[Subnetwork]:
         names: Iterable[str] = store.infos
         read: Callable[[str], torch.Tensor] = store.read
     else:
-        state = state_dict(source.content)
+        state = state_dict(source.mapping)
         names, read = state, lambda name: state[name].float()
     known = set(names)
     masks: dict[str, NDArray[np.bool_]] = {}
@@ -75,7 +80,15 @@ def read_pruned(source: Source, wish: Wish) -> list[Subnetwork]:
                 expected=f"{list(original.shape)}, as {stem}_orig has",
             )
         masks[stem] = _zero_one(mask, stem, source)
-    return [_given(masks, source, wish)]
+    if not masks:
+        raise FileFormatError(
+            "holds no …_mask beside its …_orig",
+            path=source.path,
+            expected="both, as torch.nn.utils.prune writes them",
+        )
+    language = source.language(wish)
+    details = {"language": language, "base": "", "run": MAIN_RUN, "method": "pruning"}
+    return [_from_arrays(masks, source, **details, settings=source.settings())]
 
 
 def read_sft(source: Source, wish: Wish) -> list[Subnetwork]:
@@ -87,7 +100,7 @@ def read_sft(source: Source, wish: Wish) -> list[Subnetwork]:
     what was saved whole stands apart.
     """
     path = source.path / SFT_FILE if source.path.is_dir() else source.path
-    content = Source(path).content
+    content = Source(path, source.format).mapping
     diffs = content.get("diffs", content.get("body", content)) or {}
     apart = content.get("abs") or content.get("head") or {}
     bits, signs, shapes = {}, {}, {}
@@ -137,7 +150,7 @@ def read_sparse(source: Source, wish: Wish) -> list[Subnetwork]:
         store = open_model_store(source.path) if is_folder else open_file_store(source.path)
         blocks = store.blocks
     else:
-        state = state_dict(source.content)
+        state = state_dict(source.mapping)
         infos = {name: TensorInfo("F32", tuple(value.shape)) for name, value in state.items()}
         store = TensorStore(source.path.parent, {}, infos, {})
 
@@ -218,23 +231,28 @@ def _decoded(
     return shape, places, values
 
 
-def _given(masks: Mapping[str, NDArray[np.bool_]], source: Source, wish: Wish) -> Subnetwork:
-    return Subnetwork.from_arrays(
-        masks,
-        language=source.language(wish),
-        base="",
-        run=MAIN_RUN,
-        method="pruning",
-        settings=source.settings(),
-    )
+def _from_arrays(
+    masks: Mapping[str, NDArray[np.bool_]], source: Source, **details: Any
+) -> Subnetwork:
+    """A subnetwork of boolean arrays; what is wrong with them is said of the file."""
+    try:
+        return Subnetwork.from_arrays(masks, **details)
+    except InputError as error:
+        raise FileFormatError(
+            error.found, path=source.path, expected=error.expected, fix=error.fix
+        ) from error
 
 
 def _zero_one(mask: NDArray[Any], name: str, source: Source) -> NDArray[np.bool_]:
-    if not np.isin(mask, (0, 1)).all():
+    good = mask.dtype == np.bool_ or (mask.dtype.kind in "biuf" and np.isin(mask, (0, 1)).all())
+    if not good:
+        is_number = mask.dtype.kind in "biuf"
+        what = f"{mask[~np.isin(mask, (0, 1))].flat[0]:g}" if is_number else f"{mask.dtype} values"
         raise FileFormatError(
-            f"the mask of {name} holds other values than 0 and 1",
+            f"the mask of {name} holds {what}, other values than 0 and 1",
             path=source.path,
-            expected="1 where a weight is kept, 0 where it is pruned",
+            expected="1 where a weight is kept, 0 where it is not",
+            fix="importances are no mask: compare them with a threshold first",
         )
     return mask.astype(np.bool_)
 
