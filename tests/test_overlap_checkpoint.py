@@ -35,9 +35,12 @@ def test_updates_read_from_disk_have_the_cosine_of_their_dense_change(build, set
     assert overlap.warnings == ()
     if build is gpt2:  # stored as [input, output]: left is still the output, three times as wide
         left, right = (
-            one_row(overlap, f"subspace_similarity{side}", language_a="de", language_b="fr")
+            one_row(
+                overlap, f"subspace_similarity{side}", null="rotation",
+                language_a="de", language_b="fr",
+            )
             for side in ("", "_right")
-        )
+        )  # fmt: skip
         assert right["expected"] == pytest.approx(3 * left["expected"])
     assert [str(language) for language in overlap.languages] == list(LANGUAGES)
     assert overlap.graph().nodes["de"]["script"] == "Latn"
@@ -63,6 +66,8 @@ def test_steps_of_a_sequence_are_compared_with_each_other_and_with_adapters(tmp_
     steps = measure_overlap(checkpoint.steps, measures=("cosine", "subspace_similarity"))
     assert steps.source == "steps"
     assert "continue one LoRA" in steps.warnings[0]
+    tested = steps.frame[steps.frame["measure"] == "subspace_similarity"]
+    assert tested["p_value"].isna().all()
     one, other = (all_weights(step) for step in checkpoint.steps[:2])
     row = one_row(steps, "cosine", language_a="de", language_b="fr")
     assert row["value"] == pytest.approx(cosine(one, other), abs=1e-6)

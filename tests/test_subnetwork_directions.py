@@ -19,13 +19,14 @@ from checkpoint_makers import (
     write_lora_directory,
     write_stages,
 )
+from subnet._projections import rotation_moments, sign_moments
 from subnet.checkpoint import open_checkpoint
 from subnet.errors import InputError, MissingInputError, NotComparableError
 from subnet.language import Language, parse_language
-from subnet.overlap import _structure, _tails, measure_overlap
+from subnet.overlap import measure_overlap
 from subnet.subnetwork import Subnetwork, load_subnetwork
 from subnet.subnetwork._directions_basis import joint_rotation, read_basis, thin_svd
-from subnet.subnetwork._directions_null import chance, permutation_variance, rotation_variance
+from subnet.subnetwork._directions_null import chance
 from subnet.subnetwork.directions import (
     DirectionSettings,
     extract_directions,
@@ -283,22 +284,20 @@ def test_the_rotation_null_of_a_direction_is_the_beta_distribution():
     assert found.variance[0, 1] == pytest.approx(inside.var(), rel=0.05)
 
 
-def test_moments_agree_with_those_of_subspace_similarity():
-    # the same permutations of coordinates, there for whole subspaces
-    rng = np.random.default_rng(0)
-    b, r = np.array([[1.0], [3.0]]), np.array([[2.0, 5.0]])
-    c, d = b * rng.uniform(0.1, 1, (2, 1)), r * rng.uniform(0.2, 1, (1, 2))
-    expected = _structure.projection_variance(30, b, r, c, d)
-    np.testing.assert_allclose(permutation_variance(30, b, r, c, d), expected)
-    from subnet.overlap._rotation import projection_moments
-
-    np.testing.assert_allclose(rotation_variance(30, b, r), projection_moments(30, b, r)[1])
-    vectors, blocks, owner = two_languages(rng, 30, 2, 5)
-    found = chance("permutation", vectors, blocks, owner, 2)
-    x = rng.random(found.mean.shape) + 0.2
-    tail = _tails.beta_sf(x, found.mean, found.variance, found.low, found.high)
-    ok = found.defined
-    np.testing.assert_allclose(found.p_value(x)[ok], tail[ok], rtol=1e-9)
+@pytest.mark.parametrize("n", [30, 2000])  # by tiles, and by products of basis vectors
+def test_moments_of_a_whole_language_are_those_of_subspace_similarity(n):
+    vectors, blocks, owner = two_languages(np.random.default_rng(0), n, 3, 5)
+    bases = np.zeros((n, 2, 5))
+    bases[:, 0, :3], bases[:, 1] = vectors[:, :3], vectors[:, 3:]
+    signs = chance("signs", vectors, blocks, owner, 2)
+    for found, expected in zip((signs.mean, signs.variance), sign_moments(bases), strict=True):
+        np.testing.assert_allclose(found[0, 1], expected[0, 1], rtol=1e-5)
+    turned = chance("rotation", vectors, blocks, owner, 2)
+    for found, expected in zip(
+        (turned.mean, turned.variance), rotation_moments(n, np.array(3.0), np.array(5.0)),
+        strict=True,
+    ):  # fmt: skip
+        np.testing.assert_allclose(found[0, 1], expected)
 
 
 @pytest.mark.parametrize("r", [2, 20])  # 20 directions: more products than coordinates

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 #: Confidence of every interval in the project.
 CONFIDENCE = 0.95
@@ -34,6 +34,29 @@ def adjust_p_values(p_values: ArrayLike) -> NDArray[np.float64]:
     if defined.any():
         q[defined] = stats.false_discovery_control(p[defined], method="bh")
     return q
+
+
+def beta_sf(
+    x: NDArray[np.float64],
+    mean: NDArray[np.float64],
+    variance: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """P(X ≥ x) for the beta distribution on [low, high] with the given mean and variance.
+
+    NaN where the variance is 0 or low = high. A distribution that lives on its two ends only keeps
+    the probability of the upper one.
+    """
+    x, mean, variance, low, high = np.broadcast_arrays(x, mean, variance, low, high)
+    result = np.full(x.shape, np.nan)
+    ok = (variance > 0) & (high > low)
+    width = high[ok] - low[ok]
+    m = (mean[ok] - low[ok]) / width
+    size = np.maximum(m * (1 - m) / (variance[ok] / width**2) - 1, 1e-9)
+    at = np.clip((x[ok] - low[ok]) / width, 0.0, 1 - 1e-9)
+    result[ok] = special.betaincc(m * size, (1 - m) * size, at)
+    return result
 
 
 def bootstrap_interval(

@@ -1,75 +1,59 @@
-"""Adapters that started from the same random numbers look as if they shared something.
-
-LoRA's A starts random and moves little. Adapters trained from one seed therefore agree in their
-right subspaces, and in where |ΔW| is large, whatever they learnt. Row by row their A still resemble
-each other, which two independent initialisations never do: not even adapters that learn the same
-thing end up with the same rows in the same order.
-"""
+"""What is said of adapters that started alike, which `subnet.checkpoint.starts` finds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
 
-import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
+from subnet.checkpoint.starts import SharedStarts
 from subnet.overlap._inputs import Entries
 
-#: Cosine of A, mean over modules, from which two adapters count as started alike.
-ALIKE = 0.3
-# ... and how many standard deviations of that mean for independent random A it must exceed.
-_DEVIATIONS = 6.0
 
+class Beginnings:
+    """Compares the A of all adapters, module by module; of the steps of a run that of the first.
 
-def shared_initialisation(
-    entries: Entries, alike: Sequence[tuple[NDArray[np.float64], int]]
-) -> tuple[str, ...]:
-    """One warning per group of adapters whose A are near-identical; none for their own seeds.
-
-    Args:
-        entries: The updates.
-        alike: Per module, the cosines of A row for row, [l, l], and how many numbers they compare.
+    The later ones carry it on (`_steps`).
     """
-    if entries.source == "steps":
-        return _continued(entries)
-    if not alike:
-        return ()
-    mean = np.mean([cosine for cosine, _ in alike], axis=0)
-    # the cosine of n independent numbers has variance 1/n
-    deviation = np.sqrt(sum(1 / size for _, size in alike)) / len(alike)
-    threshold = max(ALIKE, _DEVIATIONS * deviation)
-    started_alike: nx.Graph[int] = nx.Graph()
-    for a, b in np.argwhere(np.triu(mean > threshold, 1)).tolist():
-        started_alike.add_edge(a, b)
-    return tuple(
-        _warning(entries, sorted(members), mean)
-        for members in nx.connected_components(started_alike)
-    )
+
+    def __init__(self, entries: Entries) -> None:
+        self._entries = entries
+        first: dict[str, int] = {}
+        places = []
+        for at, item in enumerate(entries.items):
+            if not hasattr(item, "stage"):
+                places.append(at)
+            elif item.run not in first or item.stage < entries.items[first[item.run]].stage:
+                first[item.run] = at
+        self._places = sorted([*places, *first.values()])
+        self._starts = SharedStarts()
+
+    def add(self, cosines: NDArray[np.float64], size: int) -> None:
+        """Take a module's cosines of A row for row, [l, l], each of `size` numbers."""
+        self._starts.add(cosines[np.ix_(self._places, self._places)], size)
+
+    def warnings(self) -> tuple[str, ...]:
+        """One per group of adapters that started alike, if any two of them are compared."""
+        pairs = list(
+            zip(self._entries.pairs.a.tolist(), self._entries.pairs.b.tolist(), strict=True)
+        )
+        found = []
+        for numbers, cosine in self._starts.groups():
+            members = [self._places[number] for number in numbers]
+            if any(a in members and b in members for a, b in pairs):
+                found.append(_warning(self._entries, members, cosine))
+        return tuple(found)
 
 
-def _warning(entries: Entries, members: Sequence[int], cosines: NDArray[np.float64]) -> str:
+def _warning(entries: Entries, members: Sequence[int], cosine: float) -> str:
     one_run = len({entries.items[n].run for n in members}) == 1
     names = ", ".join(
         entries.labels[n] if one_run else f"{entries.labels[n]} (run {entries.items[n].run})"
         for n in members
     )
-    typical = float(np.median([cosines[a, b] for a, b in combinations(members, 2)]))
     return (
-        f"{names} started from the same LoRA initialisation (cosine of their A {typical:.2f}): "
+        f"{names} started from the same LoRA initialisation (cosine of their A {cosine:.2f}): "
         "right subspaces, cosine and masks look shared by construction; read subspace_similarity "
         "(left), and give each adapter a seed of its own"
     )
-
-
-def _continued(entries: Entries) -> tuple[str, ...]:
-    """Steps of one run carry one adapter on."""
-    runs = [item.run for item in entries.items if item.is_low_rank]
-    if len(set(runs)) == len(runs):
-        return ()
-    warning = (
-        "the steps of a run continue one LoRA, whose A moves little: their right subspaces look "
-        "shared by construction; read subspace_similarity (left)"
-    )
-    return (warning,)

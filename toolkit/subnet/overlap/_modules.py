@@ -7,7 +7,7 @@ from one matrix product per side; everything else is algebra of r×r matrices on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import special
 from torch import Tensor
 
+from subnet.checkpoint.starts import row_cosines
 from subnet.overlap._inputs import WeightUpdate
 
 Array = NDArray[np.float64]
@@ -42,12 +43,11 @@ class Module:
     Attributes:
         values: [l] arrays [k], singular values, the largest first; at most `DENSE_RANK` of a
             full-rank update.
-        gram_left, gram_right: [l, k, l, k], products of the left and of the right singular vectors
-            of all updates; zero beyond an update's own rank.
+        left, right: [n, l, k], the left and the right singular vectors of all updates; zero beyond
+            an update's own rank.
+        gram_left, gram_right: [l, k, l, k], their products with each other.
         inner: [l, l], ⟨ΔW, ΔW'⟩.
         row_squares: [l, l], Σ over rows of ⟨row of ΔW, row of ΔW'⟩².
-        focus_left, focus_right: [l], Σ P_aa² of the projection P on the left and on the right
-            singular vectors: how few coordinates they are concentrated on.
         two, four: [l], Σσ² and Σσ⁴ over all singular values.
         effective_rank: [l], NaN for a zero update and where only the largest values are known.
         alike: [l, l], cosine of the factors A row for row, which only a common start makes large;
@@ -55,12 +55,12 @@ class Module:
     """
 
     values: tuple[Array, ...]
+    left: Array
+    right: Array
     gram_left: Array
     gram_right: Array
     inner: Array
     row_squares: Array
-    focus_left: Array
-    focus_right: Array
     two: Array
     four: Array
     effective_rank: Array
@@ -100,16 +100,16 @@ def _from_factors(factors: Sequence[tuple[Any, Any]]) -> Module:
     values = tuple(row[keep] for row, keep in zip(s, kept, strict=True))
     return Module(
         values,
+        _turned(outputs, to_left),
+        _turned(inputs, to_right),
         _change_basis(left, to_left),
         _change_basis(right, to_right),
         inner,
         row_squares=_row_squares(outputs, right),
-        focus_left=_focus(outputs[:, at] @ to for at, to in enumerate(to_left)),
-        focus_right=_focus(inputs[:, at] @ to for at, to in enumerate(to_right)),
         two=np.array([np.sum(row**2) for row in values]),
         four=np.array([np.sum(row**4) for row in values]),
         effective_rank=np.array([effective_rank(row) for row in values]),
-        alike=_row_cosines(right),
+        alike=row_cosines(right),
     )
 
 
@@ -143,10 +143,9 @@ def _row_squares(outputs: Array, right: Array) -> Array:
     return np.triu(found) + np.triu(found, 1).T
 
 
-def _focus(bases: Iterable[Array]) -> Array:
-    """[l], Σ_a P_aa² of the projection on orthonormal columns [n, k]; columns may be zero."""
-    diagonals = (np.einsum("nk,nk->n", basis, basis) for basis in bases)
-    return np.array([diagonal @ diagonal for diagonal in diagonals])
+def _turned(stacked: Array, to: Array) -> Array:
+    """The columns of B_l T_l, [n, l, k], from all B [n, l, r] and T [l, r, k]."""
+    return np.stack([stacked[:, at] @ turn for at, turn in enumerate(to)], axis=1)
 
 
 def _square_roots(products: Array) -> tuple[Array, Array]:
@@ -166,15 +165,6 @@ def _change_basis(products: Array, to: Array) -> Array:
     """Products of the columns of B_l T_l, from those of the columns of B_l."""
     blocks = products.transpose(0, 2, 1, 3)
     return np.asarray((to.transpose(0, 2, 1)[:, None] @ blocks @ to[None]).transpose(0, 2, 1, 3))
-
-
-def _row_cosines(products: Array) -> Array:
-    """[l, l] cosine of two factors compared row for row, over the rows that both have."""
-    squares = np.einsum("akak->ak", products)
-    has = (squares > 0).astype(np.float64)
-    across = np.einsum("akbk->ab", products)
-    norm = np.sqrt((squares @ has.T) * (has @ squares.T))
-    return np.asarray(np.divide(across, norm, out=np.zeros_like(norm), where=norm > 0))
 
 
 def effective_rank(values: Array) -> float:
@@ -227,12 +217,12 @@ def _from_dense(
     lefts, rights = _stacked(left), _stacked(right)
     return Module(
         values,
+        lefts,
+        rights,
         _products(lefts),
         _products(rights),
         inner,
         row_squares,
-        _focus(left),
-        _focus(right),
         two=np.diagonal(inner).copy(),
         four=four,
         effective_rank=ranks,

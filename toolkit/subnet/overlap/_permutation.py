@@ -50,8 +50,9 @@ _MOEBIUS_3 = np.array(
 )
 _MOEBIUS_2 = np.array([[1, -1], [0, 1]], dtype=np.float64)
 
-#: Elements unpacked at a time: the block stays in the second-level cache.
-_BLOCK = 1 << 17
+#: Elements unpacked at a time: the block stays in the second-level cache, and its product is too
+#: small for the matrix library to start threads of its own beside ours.
+_BLOCK = 1 << 16
 #: Integers up to here are exact in single precision.
 _EXACT = 1 << 24
 
@@ -97,7 +98,6 @@ def _sums(
     # No sum over a block exceeds its size, so that single precision holds it exactly.
     exact = np.float32 if height * i <= _EXACT else np.float64
     blocks = np.empty((len(layers), min(height, o), i), dtype=exact)
-    ones = np.ones(i, dtype=exact)
     for start in range(0, o, height):
         stop = min(start + height, o)
         for block, layer in zip(blocks, layers, strict=True):
@@ -105,9 +105,9 @@ def _sums(
             flat = np.unpackbits(flat, count=(stop - start) * i, bitorder="little")
             np.copyto(block[: stop - start], flat.reshape(-1, i))
         left = np.ones((3, stop - start), dtype=exact)
-        left[1] = left[2] = blocks[0, : stop - start] @ ones
+        left[1] = left[2] = np.einsum("ij->i", blocks[0, : stop - start])
         if signs is not None:
-            left[2] -= 2 * (blocks[1, : stop - start] @ ones)
+            left[2] -= 2 * np.einsum("ij->i", blocks[1, : stop - start])
         row_sums[:, start:stop] = left[1:]
         for x in range(len(layers)):
             weighted[x] += left @ blocks[x, : stop - start]

@@ -44,16 +44,6 @@ def inner_product_moments(
     return variance, fourth - 3 * variance**2
 
 
-def projection_moments(n: int, p: Array, q: Array) -> tuple[Array, Array]:
-    """Mean and variance of tr(PQ) for projections on random p- and q-dimensional subspaces of ℝⁿ.
-
-    Mean pq/n; variance 2pq(n−p)(n−q) / (n²(n−1)(n+2)).
-    """
-    mean = p * q / n
-    variance = 2 * p * q * (n - p) * (n - q) / (n**2 * max(n - 1.0, 1.0) * (n + 2.0))
-    return mean, variance
-
-
 @functools.lru_cache(maxsize=1024)
 def largest_angles(n: int, p: int, q: int, draws: int, seed: int) -> Array:
     """Largest principal angle between random p- and q-dimensional subspaces of ℝⁿ, sampled.

@@ -54,19 +54,6 @@ def student_sf(x: Array, variance: Array, excess: Array) -> Array:
     return result
 
 
-def beta_sf(x: Array, mean: Array, variance: Array, low: Array, high: Array) -> Array:
-    """P(X ≥ x) for the beta distribution on [low, high] with the given mean and variance."""
-    x, mean, variance, low, high = np.broadcast_arrays(x, mean, variance, low, high)
-    result = np.full(x.shape, np.nan)
-    ok = (variance > 0) & (high > low)
-    width = high[ok] - low[ok]
-    m = (mean[ok] - low[ok]) / width
-    v = variance[ok] / width**2
-    size = m * (1 - m) / v - 1
-    result[ok] = stats.beta.sf((x[ok] - low[ok]) / width, m * size, (1 - m) * size)
-    return result
-
-
 def hypergeometric(total: Any, a: Any, b: Any) -> tuple[Array, Array, Array]:
     """Mean, variance and third central moment of |A∩B| for independent sets of sizes a, b."""
     total, a, b = (np.asarray(v, dtype=np.float64) for v in (total, a, b))

@@ -37,8 +37,9 @@ def measure_overlap(
     - masks, `structure`: rows and columns of one mask permuted, module by module, in closed form;
       p by Pearson type III. Headlines and edges use this one.
     - updates, `structure`: for the cosine each row (output) of one update with a random sign, for
-      subspaces their coordinates permuted with random signs, module by module. Sizes and places
-      (outlier dimensions) stay. Headlines and edges use this one.
+      subspaces each of their coordinates with a random sign, module by module. Sizes and places
+      (outlier dimensions) stay, also where all languages have them in common. Headlines and edges
+      use this one.
     - updates, `rotation`: one update turned by independent random rotations on both sides. The
       only one of principal angles; of the others not a headline: it takes the coordinates of a
       model for alike.
@@ -49,9 +50,16 @@ def measure_overlap(
     With keep counts a, b and shared x: Jaccard x/(a+b−x), Dice 2x/(a+b), overlap coefficient
     x/min(a, b), containment of a in b x/a (both directions), sign agreement = fraction of the
     shared weights whose change has the same sign. For updates: cosine of ΔW; subspace similarity
-    ‖U₁ᵀU₂‖²_F/min(k₁, k₂) of the left (output) singular vectors, chance level max(k₁, k₂)/n; the
-    largest principal angle in radians (mean over modules above the level of a module); both with
-    `_right` for the input side. k is in `n_a`, `n_b`.
+    ‖U₁ᵀU₂‖²_F/min(k₁, k₂) of the left (output) singular vectors, chance level max(k₁, k₂)/n after
+    a rotation, and more where both are large in the same coordinates; the largest principal angle
+    in radians (mean over modules above the level of a module); both with `_right` for the input
+    side. k is in `n_a`, `n_b`.
+
+    The steps of a run that carry one LoRA on share subspaces by construction: each is
+    B_s A_s − B_(s−1) A_(s−1), so that neighbours have a factor in common. Their subspaces and
+    angles have a value and no p-value, and so do those of a step beside the adapter of a language
+    trained before it. Their cosine is that of what was added to the weights, and falls below 0
+    where a step undoes an earlier one.
 
     Args:
         things: Subnetworks (`subnet.extract`), or updates (`checkpoint.updates`, `.steps`).
@@ -137,16 +145,16 @@ def _settings(
             "structure": "rows and columns of one mask permuted; exact moments, Pearson III",
         }
     else:
-        from subnet.overlap import _modules, low_rank
+        from subnet.overlap import _modules, _subspaces
 
         settings["nulls"] = {
             "structure": "cosine: random signs of the rows of one update, exact variance, normal; "
-            "subspaces: coordinates permuted with random signs, exact moments, beta",
+            "subspaces: random signs of the coordinates of one, exact moments, beta",
             "rotation": "independent Haar-random rotations of one update",
         }
         settings["rank_tolerance"] = _modules.RANK_TOLERANCE
         settings["dense_rank"] = _modules.DENSE_RANK
-        settings["angle_draws"] = low_rank.ANGLE_DRAWS
+        settings["angle_draws"] = _subspaces.ANGLE_DRAWS
     return settings
 
 

@@ -168,7 +168,8 @@ class Overlap:
         """Languages as nodes, and as edges the pairs that share more than the headline null gives.
 
         Args:
-            measure: By default `jaccard` for masks, `subspace_similarity` for updates.
+            measure: By default `jaccard` for masks, `subspace_similarity` for updates, `cosine` for
+                steps, whose subspaces are shared by construction.
             alpha: Largest q-value of an edge.
             all_edges: Keep every pair whose value is defined.
             run: As in `pairs`.
@@ -183,7 +184,8 @@ class Overlap:
         from subnet.overlap.graph import build_graph
 
         if measure is None:
-            measure = "jaccard" if self.source == "masks" else "subspace_similarity"
+            defaults = {"masks": "jaccard", "updates": "subspace_similarity", "steps": "cosine"}
+            measure = defaults[self.source]
         return build_graph(
             self,
             measure,

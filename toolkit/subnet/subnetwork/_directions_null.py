@@ -27,6 +27,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from subnet._projections import pair_products, rotation_moments
+
 Array = NDArray[np.float64]
 Numbers = NDArray[np.int64]
 
@@ -59,16 +61,11 @@ class Chance:
 
     def p_value(self, captured: Array) -> Array:
         """[K, l], P(at least as much); NaN where chance allows one value only."""
-        from scipy import special
+        from subnet._statistics import beta_sf
 
-        found = np.full(captured.shape, np.nan)
-        ok = self.defined
-        low, width = self.low[ok], (self.high - self.low)[ok]
-        m = (self.mean[ok] - low) / width
-        size = m * (1 - m) / (self.variance[ok] / width**2) - 1
-        x = np.clip((captured[ok] - low) / width, 0.0, 1.0)
-        found[ok] = np.maximum(special.betaincc(m * size, (1 - m) * size, x), self.floor)
-        return found
+        variance = np.where(self.defined, self.variance, 0.0)
+        p = beta_sf(captured, self.mean, variance, self.low, self.high)
+        return np.asarray(np.maximum(p, self.floor))
 
 
 def chance(null: str, vectors: Array, blocks: Numbers, owner: Numbers, languages: int) -> Chance:
@@ -99,7 +96,7 @@ def chance(null: str, vectors: Array, blocks: Numbers, owner: Numbers, languages
     else:
         mean = b * r / n
         if null == "rotation":
-            variance = rotation_variance(n, b, r)
+            variance = rotation_moments(n, b, r)[1]
         else:
             c, d = (ours**2).sum(axis=0)[:, None], (theirs**2).sum(axis=0)[None, :]
             variance = permutation_variance(n, b, r, c, d)
@@ -133,11 +130,6 @@ def permutation_variance(n: int, b: Array, r: Array, c: Array, d: Array) -> Arra
     return np.asarray(diagonal + 2 * (b - c) * (r - d) / (n * (n - 1)))
 
 
-def rotation_variance(n: int, b: Array, r: Array) -> Array:
-    """Variance of tr(QP) when one subspace is turned at random."""
-    return np.asarray(2 * b * r * (n - b) * (n - r) / (n**2 * max(n - 1.0, 1.0) * (n + 2.0)))
-
-
 def _pair_sums(vectors: Array, blocks: Numbers, owner: Numbers, languages: int) -> Array:
     """[blocks, l], Σ_ab Q_ab² P_ab² of each block's projection Q and each language's P.
 
@@ -153,10 +145,10 @@ def _pair_sums(vectors: Array, blocks: Numbers, owner: Numbers, languages: int) 
         basis = vectors[:, owner == m]
         k = basis.shape[1]
         few = k * (k + 1) // 2 <= n
-        theirs = _products(basis).T if few else (basis @ basis.T) ** 2
+        theirs = pair_products(basis).T if few else (basis @ basis.T) ** 2
         found[blocks[alone], m] = _squares(theirs, squares, few)
         for number in np.flatnonzero(sizes > 1):
-            products = _products(vectors[:, blocks == number])
+            products = pair_products(vectors[:, blocks == number])
             found[number, m] = _squares(theirs, products, few).sum()
     return found
 
@@ -165,9 +157,3 @@ def _squares(theirs: Array, ours: Array, few: bool) -> Array:
     """[w], w_jᵀ (P squared) w_j of the columns, from the factor Hᵀ of P squared or from itself."""
     across = theirs @ ours
     return np.asarray(((across if few else ours) * across).sum(axis=0))
-
-
-def _products(basis: Array) -> Array:
-    """H [n, k(k+1)/2] with H Hᵀ = (basis basisᵀ) squared entry by entry."""
-    one, other = np.triu_indices(basis.shape[1])
-    return np.asarray(basis[:, one] * basis[:, other] * np.where(one == other, 1.0, np.sqrt(2.0)))

@@ -81,6 +81,9 @@ class StatedBase:
             NotComparableError: It covers a tensor or a layer that the base does not have, or one of
                 another shape.
         """
+        if subnetwork.granularity == "direction":
+            self._check_directions(subnetwork, path)
+            return replace(subnetwork, base=self.identity)
         if subnetwork.granularity != "weight":
             self._check_units(subnetwork, path)
             return replace(subnetwork, base=self.identity)
@@ -114,6 +117,23 @@ class StatedBase:
                 fix="was it made for another base?",
             )
         return found
+
+    def _check_directions(self, subnetwork: Subnetwork, path: Path) -> None:
+        """Each entry `<module>.directions` needs the module's weight matrix in the base.
+
+        Its directions are numbered within the extraction: how many there are says nothing of it.
+        """
+        if self.store is None:
+            return
+        for name in subnetwork.shapes:
+            module = name.removesuffix(".directions")
+            if self.store.find(f"{module}.weight") is None:
+                raise NotComparableError(
+                    f"has directions of {module}, which the base {self.folder} does not have",
+                    path=path,
+                    expected=nearest(f"{module}.weight", self.store.infos),
+                    fix="was it made for another base?",
+                )
 
     def _check_units(self, subnetwork: Subnetwork, path: Path) -> None:
         kind = subnetwork.granularity
