@@ -109,7 +109,7 @@ def _check_output(target: Path, overwrite: bool, outside: Iterable[Path]) -> Non
             raise OutputError(
                 "is inside the directory that is read, into which nothing is written",
                 path=target,
-                fix=f"choose another place with --out, such as {directory.parent / target.name}",
+                fix=f"choose another place to write to, such as {directory.parent / target.name}",
             )
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         if not overwrite:
@@ -123,7 +123,7 @@ def _check_output(target: Path, overwrite: bool, outside: Iterable[Path]) -> Non
             raise OutputError(
                 f"holds no {RUN_FILE}, so it was not written by this tool and is not replaced",
                 path=target,
-                fix="choose another place with --out, or remove it yourself",
+                fix="choose another place to write to, or remove it yourself",
             )
     parent = target.absolute().parent
     while not parent.exists():
@@ -133,7 +133,7 @@ def _check_output(target: Path, overwrite: bool, outside: Iterable[Path]) -> Non
         raise OutputError(
             f"cannot be written: {parent} is {state}",
             path=target,
-            fix="choose another place with --out",
+            fix="choose another place to write to",
         )
 
 
@@ -421,7 +421,7 @@ def _cannot_write(target: Path, error: OSError) -> OutputError:
     return OutputError(
         f"cannot be written ({error.strerror or error})",
         path=target,
-        fix="choose another place with --out",
+        fix="choose another place to write to",
     )
 
 
