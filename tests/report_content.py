@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from subnet._tables import table
+from subnet.influence.graph import influence_graph
 from subnet.language import parse_language
 from subnet.report import (
     Found,
@@ -20,6 +21,7 @@ from subnet.report import (
     ReportContent,
     Skipped,
     confounds_section,
+    influence_section,
     render_report,
     standard_sections,
     validation_section,
@@ -300,6 +302,46 @@ def validation_tables(labels: list[str], seed: int = 0) -> dict[str, pd.DataFram
     return {name: pd.DataFrame(rows) for name, rows in frames.items()}
 
 
+def influence_tables(labels: list[str], seed: int = 0) -> dict[str, pd.DataFrame]:
+    """An influence table, in which own examples help most, and a comparison of subnetworks."""
+    rng = np.random.default_rng(seed)
+    chance = 1 / len(labels)
+    rows = []
+    for measure in ("mean", "share_top_positive", "share_bottom_negative"):
+        for test in labels:
+            for train in labels:
+                expected = 0.1 if measure == "mean" else chance
+                value = max(0.0, rng.normal(expected, 0.3 * chance)) + 0.3 * (train == test)
+                near = rng.random() < 0.9 and train != test
+                rows.append(
+                    {
+                        "run": "main", "train_language": train, "test_language": test,
+                        "checkpoint": f"{len(labels)} checkpoints", "method": "tracin",
+                        "subnetwork": "", "measure": measure, "value": value,
+                        "ci_low": value - 0.4 * chance, "ci_high": value + 0.4 * chance, "n": 32,
+                        "reason": "", "expected": expected, "p_value": 0.4 if near else 0.001,
+                        "q_value": 0.6 if near else 0.01, "m": 10, "n_concepts": 32,
+                        "translations": "keep", "n_translations": 4 * (train != test),
+                    }
+                )  # fmt: skip
+    compared = [
+        {
+            "run": "main", "checkpoint": "", "method": "tracin", "comparison": comparison,
+            "measure": measure, "test_language": test, "value": 0.12, "ci_low": 0.05,
+            "ci_high": 0.19, "p_value": 0.002, "q_value": 0.01, "smallest_p": 0.0002, "own": 0.4,
+            "control": 0.28, "expected": 0.0, "n": 32, "n_controls": 1, "m": 10,
+            "translations": "keep", "reason": "",
+        }
+        for comparison in ("own - full", "own - other", "own - random")
+        for measure in ("share_top_positive", "share_bottom_negative")
+        for test in (*labels, "all")
+    ]  # fmt: skip
+    return {
+        "influence": table("influence", rows),
+        "comparison": pd.DataFrame(compared),
+    }
+
+
 def graph(overlap: pd.DataFrame, *, share: float = 0.15) -> nx.Graph:
     """Languages with the largest overlaps joined."""
     rows = overlap[(overlap["measure"] == "jaccard") & (overlap["level"] == "all")]
@@ -386,6 +428,11 @@ def content(
         relation_caveats=("An association does not show that sharing causes loss.",),
     )
     validation = validation_section(**validation_tables(labels), languages=found["languages"])
+    moved = influence_tables(labels)
+    influence = influence_section(
+        **moved, languages=found["languages"],
+        graph=influence_graph(moved["influence"], "share_top_positive"),
+    )  # fmt: skip
     return ReportContent(
         name=name,
         headline=headline,
@@ -408,8 +455,8 @@ def content(
             ),
         ],
         skipped=(Skipped("old/model.bin", "is a pickle", "save it again as safetensors"),),
-        missing=(Missing("influence", "No train.jsonl was found.", "Add train.jsonl."),),
-        sections=(*sections[:-1], validation, sections[-1]),
+        missing=(Missing("probing", "No probes were trained.", "Ask for them."),),
+        sections=(*sections[:-1], validation, influence, sections[-1]),
         method=Method(
             paragraph="Subnetworks are the 5 % of weights that changed most. Overlap is compared "
             "with a null model that permutes rows and columns.",

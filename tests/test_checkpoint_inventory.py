@@ -42,6 +42,10 @@ def complete(tmp_path_factory):
     makers.write_json_lines(root / "test.jsonl", rows)
     (root / "subnet.toml").write_text(
         'format = 1\ntask = "kinds"\n[scores.accuracy]\nchance = 0.25\n'
+        + "".join(
+            f'[stages."{number:02d}-{label}"]\nlearning_rate = 0.01\nsteps = 4\n'
+            for number, label in enumerate(ORDER, start=1)
+        )
     )
     (root / "README.md").write_text("what this is")
     return root
@@ -123,6 +127,31 @@ def test_each_analysis_that_is_not_possible_names_the_file_that_it_wants(tmp_pat
     assert missing["overlap"] == ("adapters/<language>/ for at least two languages",)
     assert missing["forgetting"] == ("scores.csv with at least two stages",)
     assert set(missing["relation"]) == {*missing["overlap"], *missing["forgetting"]}
+
+
+def test_influence_wants_model_examples_checkpoints_and_their_rates(tmp_path):
+    makers.write_stages(tmp_path, ("de", "fr"))
+    rated = 'learning_rate and steps in [stages."{}"] of subnet.toml, or Trainer\'s log'
+    files = ("base/ with the model", "train.jsonl", "test.jsonl")
+    assert wanted(tmp_path)["influence"] == (*files, rated.format("01-de"))
+    makers.save_base(makers.bert(), tmp_path / "base")
+    for split in ("train", "test"):
+        makers.write_json_lines(tmp_path / f"{split}.jsonl", [{"language": "de", "text": "a"}])
+    settings = tmp_path / "subnet.toml"
+    settings.write_text('[stages."01-de"]\nlearning_rate = 0.1\nsteps = 2\n')
+    assert wanted(tmp_path)["influence"] == (rated.format("02-fr"),)
+    with settings.open("a") as file:
+        file.write('[stages."02-fr"]\nlearning_rate = 0.1\nsteps = 2\n')
+    assert "influence" not in wanted(tmp_path)
+
+
+def test_influence_at_adapters_has_to_be_told_their_rates(tmp_path):
+    makers.write_lora_directory(tmp_path, ("de", "fr"))
+    for split in ("train", "test"):
+        makers.write_json_lines(tmp_path / f"{split}.jsonl", [{"language": "de", "text": "a"}])
+    found = next(c for c in open_checkpoint(tmp_path).capabilities if c.name == "influence")
+    assert found.possible
+    assert "--learning-rate" in found.missing[0]
 
 
 def test_scores_of_one_stage_show_no_forgetting(tmp_path):

@@ -8,6 +8,8 @@ import pytest
 
 import subnet
 from planted import write_arc
+from planted_attribution import write_stages
+from subnet.analysis import AttributionSettings, attribute_checkpoint
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 
@@ -15,6 +17,12 @@ EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 @pytest.fixture(scope="module")
 def arc(tmp_path_factory):
     return write_arc(tmp_path_factory.mktemp("examples") / "arc", planted=True)
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    """With texts and a tokenizer, which influence needs."""
+    return write_stages(tmp_path_factory.mktemp("examples") / "stages")
 
 
 def output(example: Path, *arguments: object) -> str:
@@ -27,9 +35,19 @@ def output(example: Path, *arguments: object) -> str:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_each_example_says_how_to_run_it_and_runs(example, arc):
+def test_each_example_says_how_to_run_it_and_runs(example, arc, stages):
     assert f"python examples/{example.name}" in example.read_text()
-    assert output(example, arc)
+    assert output(example, stages if "attribute" in example.read_text() else arc)
+
+
+def test_the_attribution_example_prints_the_largest_scores(stages):
+    (example,) = (path for path in EXAMPLES if path.stem == "whose_examples_helped")
+    settings = AttributionSettings(n_train=64, n_test=32)
+    found = attribute_checkpoint(subnet.open_checkpoint(stages), settings)
+    (scored,) = found.scored
+    printed = output(example, stages)
+    assert f": {scored.influence.scores.max():.3g}" in printed
+    assert "helped most by examples of" in printed
 
 
 def test_the_graph_example_draws(arc, tmp_path):

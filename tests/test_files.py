@@ -72,7 +72,9 @@ def test_only_our_own_directory_is_replaced_and_only_when_asked(tmp_path):
 
 def test_a_place_inside_a_file_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"file is no directory; choose another place to write to"):
+    with pytest.raises(
+        OutputError, match=r"file is no directory; choose another place to write to"
+    ):
         _files.check_output(tmp_path / "file" / "out")
 
 

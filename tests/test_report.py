@@ -118,7 +118,7 @@ def test_the_answer_comes_first_and_the_confounds_next() -> None:
     order = re.findall(r'<section id="([\w-]+)"', page)
     assert order == [
         "answer", "confounds", "found", "scores", "forgetting", "overlap", "validation",
-        "relation", "methods",
+        "influence", "relation", "methods",
     ]  # fmt: skip
     assert re.findall(r'<li><a href="#([\w-]+)"', page) == order
 

@@ -41,6 +41,14 @@ def command(
             show_default=False,
         ),
     ] = None,
+    influence: Annotated[
+        bool | None,
+        typer.Option(
+            help="Compute whose training examples moved whose predictions, over the stages of "
+            "training.  [default: where it takes about a minute]",
+            show_default=False,
+        ),
+    ] = None,
     metric: options.Metric = None,
     permutations: options.Permutations = 9999,
     seed: options.Seed = 0,
@@ -71,6 +79,7 @@ def command(
             settings=with_further(method, {}, further or ()),
             masks=masks,
             ablation=ablation,
+            influence=influence,
             metric=metric,
             n_permutations=permutations,
             seed=seed,

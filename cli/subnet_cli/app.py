@@ -20,7 +20,8 @@ import typer
 
 from subnet import __version__
 from subnet.errors import SubnetError
-from subnet_cli import analyze, convert, demo, extract, inspect, overlap, relate
+from subnet_cli import analyze, attribute, convert, demo, extract, inspect, overlap, relate
+from subnet_cli.console import is_first
 
 app = typer.Typer(
     name="subnet",
@@ -48,7 +49,7 @@ def _saying_when_interrupted(command: Callable[..., None]) -> Callable[..., None
     return wrapped
 
 
-for module in (demo, analyze, inspect, extract, convert, overlap, relate):
+for module in (demo, analyze, inspect, extract, convert, overlap, attribute, relate):
     register = app.command(module.NAME, short_help=module.SUMMARY, epilog=module.EXAMPLE)
     register(_saying_when_interrupted(module.command))
 
@@ -82,7 +83,8 @@ def main() -> NoReturn:
         except SubnetError as error:
             if debug:
                 raise
-            typer.echo(f"subnet: {error}", err=True)
+            if is_first():  # of several processes all end with the same error
+                typer.echo(f"subnet: {error}", err=True)
             sys.exit(2)
         except BrokenPipeError:
             # The reader of stdout went away (`subnet ... | head`): nobody is left to tell.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
 
 #: Called with the name of the present step, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
+
+
+def is_first() -> bool:
+    """Whether this process is the one that prints, of those that a launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) < 2 or os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager

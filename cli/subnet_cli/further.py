@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 def with_further(
     method: str | None, given: Mapping[str, Any], further: Iterable[str]
 ) -> dict[str, Any]:
-    """The settings given as options and with `--set`, checked before any file is opened."""
+    """Settings of an extraction, from options and `--set`, checked before any file is opened."""
     from subnet.errors import InputError
     from subnet.subnetwork.settings import METHODS, resolve_settings
 
@@ -18,7 +18,29 @@ def with_further(
         if further:
             raise InputError("--set is given without --method", expected="both")
         return dict(given)
-    kinds = get_type_hints(METHODS[method]) if method in METHODS else {}
+    found = read_settings(METHODS.get(method), given, further)
+    resolve_settings(method, found)
+    return found
+
+
+def with_settings(method: str, further: Iterable[str], *, seed: int) -> dict[str, Any]:
+    """Settings of a method of attribution, from `--set`, checked before any file is opened."""
+    from subnet.influence import find_method
+    from subnet.influence.methods import resolve_settings
+
+    chosen = find_method(method)
+    found = read_settings(chosen.settings, {}, further)
+    resolve_settings(chosen, found, seed=seed)
+    return found
+
+
+def read_settings(
+    kind: type[Any] | None, given: Mapping[str, Any], further: Iterable[str]
+) -> dict[str, Any]:
+    """What is given, and each NAME=VALUE in the type that the settings' class has for it."""
+    from subnet.errors import InputError
+
+    kinds = {} if kind is None else get_type_hints(kind)
     found = dict(given)
     for pair in further:
         name, equals, text = (part.strip() for part in pair.partition("="))
@@ -28,7 +50,6 @@ def with_further(
         if name in found:
             raise InputError(f"{name} is given twice", expected="one value")
         found[name] = _value(name, text, kinds.get(name, str))
-    resolve_settings(method, found)
     return found
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from subnet.checkpoint import Checkpoint, Scores, Step, Update, open_checkpoint
     from subnet.errors import SubnetError
     from subnet.forgetting import Forgetting, measure_forgetting
+    from subnet.influence import Influence, TracIn, attribute
     from subnet.language import Language, parse_language
     from subnet.overlap import Overlap, measure_overlap
     from subnet.relation import Relation, relate
@@ -34,6 +35,7 @@ __all__ = [
     "Analysis",
     "Checkpoint",
     "Forgetting",
+    "Influence",
     "Language",
     "Overlap",
     "Relation",
@@ -44,10 +46,12 @@ __all__ = [
     "Subnetwork",
     "Subnetworks",
     "Sweep",
+    "TracIn",
     "Update",
     "__version__",
     "ablate",
     "analyze",
+    "attribute",
     "extract",
     "load_subnetwork",
     "measure_forgetting",
@@ -66,6 +70,7 @@ if not TYPE_CHECKING:
         "checkpoint": ("Checkpoint", "Scores", "Step", "Update", "open_checkpoint"),
         "errors": ("SubnetError",),
         "forgetting": ("Forgetting", "measure_forgetting"),
+        "influence": ("Influence", "TracIn", "attribute"),
         "language": ("Language", "parse_language"),
         "overlap": ("Overlap", "measure_overlap"),
         "relation": ("Relation", "relate"),

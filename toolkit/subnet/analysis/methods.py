@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from subnet._version import __version__
 
@@ -79,6 +80,11 @@ BIBTEX = """\
   title  = {Captum: A Unified and Generic Model Interpretability Library for {PyTorch}},
   year   = {2020}, eprint = {2009.07896}, archiveprefix = {arXiv}
 }
+@inproceedings{pruthi2020estimating,
+  author    = {Pruthi, Garima and Liu, Frederick and Kale, Satyen and Sundararajan, Mukund},
+  title     = {Estimating Training Data Influence by Tracing Gradient Descent},
+  booktitle = {NeurIPS}, year = {2020}, eprint = {2002.08484}, archiveprefix = {arXiv}
+}
 """  # noqa: E501 - references are data
 
 
@@ -131,6 +137,18 @@ def _subnetworks_sentence(first: Subnetwork) -> str:
     return f"The subnetwork of a language holds {what}{on}."
 
 
+def _influence_sentence(settings: Mapping[str, Any]) -> str:
+    return (
+        "Influence of training examples on test examples is TracIn (Pruthi et al., 2020): the "
+        "product of their loss gradients at the end of the stage that trained on the example, "
+        "times the summed learning rate of that stage, on up to "
+        f"{settings['n_train']} training and {settings['n_test']} test examples of each language; "
+        f"shares are among the {settings['top']} largest positive, or most negative, scores of a "
+        "test example, their p-values from shuffled languages of the training examples and "
+        "corrected over the pairs of a measure."
+    )
+
+
 def methods_paragraph(analysis: Analysis) -> str:
     """What was done, in the words of a methods section, with the settings of this analysis."""
     settings = analysis.provenance.settings
@@ -147,9 +165,11 @@ def methods_paragraph(analysis: Analysis) -> str:
         parts.append(
             "Overlap of updates was computed from their low-rank factors (Hu et al., 2022) and "
             "compared with a structure-preserving null model: for the cosine, random signs of the "
-            "rows of one update; for subspaces, their coordinates permuted with random signs; for "
-            "principal angles, independent random rotations."
+            "rows of one update (normal tail); for subspaces, random signs of the coordinates of "
+            "one (exact moments, beta tail); for principal angles, independent random rotations."
         )
+    if analysis.influence is not None:
+        parts.append(_influence_sentence(analysis.influence.provenance.settings))
     if analysis.forgetting is not None:
         parts.append(
             "Forgetting and transfer follow Chaudhry et al. (2018) and Lopez-Paz and Ranzato "
@@ -158,9 +178,10 @@ def methods_paragraph(analysis: Analysis) -> str:
         )
     if analysis.relation is not None:
         controls = analysis.relation.provenance.settings.get("controls", [])
+        predictors = "Overlap was" if analysis.influence is None else "Overlap and influence were"
         given = f" given {', '.join(name.replace('_', ' ') for name in controls)}" * bool(controls)
         parts.append(
-            "Overlap was related to immediate effects "
+            f"{predictors} related to immediate effects "
             f"({settings['metric']}) by multiple regression quadratic assignment with double "
             f"semi-partialing (Dekker et al., 2007){given}, with at most "
             f"{settings['n_permutations']} permutations of the languages (seed "

@@ -21,6 +21,7 @@ from subnet.report import (
     ReportContent,
     Skipped,
     confounds_section,
+    influence_section,
     render_report,
     standard_sections,
     validation_section,
@@ -46,6 +47,8 @@ _GRAPHS = {
 def save(analysis: Analysis, directory: Path, *, overwrite: bool) -> Path:
     """Write everything into a directory that appears when it is complete."""
     inputs = inputs_of(analysis.checkpoint)
+    if analysis.influence is not None:
+        inputs |= analysis.influence.inputs
     if analysis.masks is not None:
         inputs |= {f"masks: {name}": sha for name, sha in inputs_of(analysis.masks).items()}
     content = report_content(analysis, inputs)
@@ -67,6 +70,9 @@ def save(analysis: Analysis, directory: Path, *, overwrite: bool) -> Path:
             write_csv(frame, building / "tables" / f"{name}.csv")
         for name, graph in _graphs(analysis).items():
             write_graph(graph, building / "graphs", name)
+        if analysis.influence is not None:
+            for measure, directed in analysis.influence.graphs().items():
+                write_graph(directed, building / "graphs", f"influence-{measure}")
         for section in content.sections:
             for figure in section.figures:
                 path = building / "figures" / f"{figure.name}.svg"
@@ -90,6 +96,7 @@ def summary(analysis: Analysis) -> dict[str, Any]:
         "runs": inventory["runs"],
         "overlap": _overlap_numbers(analysis),
         "ablation": _ablation_numbers(analysis),
+        "influence": _influence_numbers(analysis),
         "forgetting": _forgetting_numbers(analysis),
         "key_numbers": key_numbers(analysis),
         "warnings": list(analysis.warnings),
@@ -119,13 +126,20 @@ def key_numbers(analysis: Analysis) -> list[str]:
             if math.isfinite(numbers["ceiling"]):
                 other = "half" if analysis.overlaps[name].ceiling_kind == "half" else "seed"
                 line += f", same language from another {other} {numbers['ceiling']:.3f}"
-            exceeding = f"{numbers['exceeding']} of {numbers['pairs']} pairs exceed chance"
+            exceeding = f"{numbers['exceeding']} of {numbers['tested']} pairs exceed chance"
             lines.append(f"{line}; {exceeding} (q < .05)")
     tried = _ablation_numbers(analysis)
     if tried["testable"]:
         lines.append(
             f"without its subnetwork a language loses more than the others do, beyond random masks:"
             f" {len(tried['specific'])} of {tried['testable']} languages (q < .05)"
+        )
+    helpful = _influence_numbers(analysis)["measures"].get("share_top_positive")
+    if helpful:
+        lines.append(
+            f"share of the most helpful training examples that are in-language: "
+            f"{helpful['own']:.3f} on average, by chance {helpful['expected']:.3f}; it exceeds "
+            f"chance for {len(helpful['exceeding'])} languages (q < .05)"
         )
     for run, metrics in _forgetting_numbers(analysis).items():
         for metric, measures in metrics.items():
@@ -183,8 +197,19 @@ def report_content(analysis: Analysis, inputs: Mapping[str, str]) -> ReportConte
             (f"{e.reason}: {e.fix}." for e in analysis.missing if e.analysis == "ablation"), ""
         ).capitalize(),
     )
+    moved = analysis.influence
+    influence = influence_section(
+        None if moved is None else moved.frame,
+        None if moved is None else moved.comparison,
+        graph=None if moved is None else moved.graphs().get("share_top_positive"),
+        languages=tables["languages"],
+        missing=next(
+            (f"{e.reason}: {e.fix}." for e in analysis.missing if e.analysis == "influence"), ""
+        ).capitalize(),
+        seed=analysis.provenance.seed or 0,
+    )
     # After the overlap that it speaks for, before what rests on both.
-    sections = (*sections[:-1], validation, sections[-1])
+    sections = (*sections[:-1], validation, influence, sections[-1])
     return ReportContent(
         name=checkpoint.name,
         headline=analysis.headline,
@@ -274,6 +299,8 @@ def _settings(analysis: Analysis) -> dict[str, Any]:
         found["ablation"] = dict(analysis.ablation.provenance.settings)
     if analysis.sweep is not None:
         found["sweep"] = dict(analysis.sweep.provenance.settings)
+    if analysis.influence is not None:
+        found["influence"] = dict(analysis.influence.provenance.settings)
     if analysis.forgetting is not None:
         found["forgetting"] = dict(analysis.forgetting.provenance.settings)
     if analysis.relation is not None:
@@ -294,6 +321,26 @@ def _graphs(analysis: Analysis) -> dict[str, nx.Graph[str]]:
     }
 
 
+def _influence_numbers(analysis: Analysis) -> dict[str, Any]:
+    """Over the languages of the first run: how much of what helps, and harms, is in-language."""
+    found: dict[str, Any] = {"method": None, "languages": 0, "measures": {}}
+    if analysis.influence is None:
+        return found
+    rows = analysis.influence.full
+    own = rows[rows["train_language"] == rows["test_language"]]
+    found |= {"method": str(rows["method"].iloc[0]), "languages": len(set(own["test_language"]))}
+    for measure, part in own.groupby("measure", sort=False):
+        numbers: dict[str, Any] = {"own": float(part["value"].mean())}
+        if "expected" in part:
+            above = (part["q_value"] < 0.05) & (part["value"] > part["expected"])
+            numbers |= {
+                "expected": float(part["expected"].mean()),
+                "exceeding": [str(x) for x in part.loc[above, "test_language"]],
+            }
+        found["measures"][str(measure)] = numbers
+    return found
+
+
 def _overlap_numbers(analysis: Analysis) -> dict[str, dict[str, dict[str, float]]]:
     """Per comparison and measure: mean over the pairs of one run, floor, how many exceed chance.
 
@@ -309,6 +356,7 @@ def _overlap_numbers(analysis: Analysis) -> dict[str, dict[str, dict[str, float]
                 "floor": overlap.floor(measure),
                 "ceiling": overlap.ceiling(measure),
                 "pairs": len(pairs),
+                "tested": int(pairs["p_value"].notna().sum()),
                 "exceeding": int(exceeding.sum()),
             }
     return found

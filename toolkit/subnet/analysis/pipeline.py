@@ -16,6 +16,8 @@ import pandas as pd
 
 from subnet._tables import Provenance, provenance, table
 from subnet.analysis import output
+from subnet.analysis.affordable import InfluenceTrial, find_influence
+from subnet.analysis.attribution_result import Attribution
 from subnet.analysis.search import Search, find_halves, find_subnetworks
 from subnet.analysis.trial import Trial, try_subnetworks
 from subnet.checkpoint import Checkpoint, open_checkpoint
@@ -34,7 +36,9 @@ Progress = Callable[[str, int, int], None]
 #: Steps against languages stand both ways, l² pairs: with single modules a table of gigabytes.
 _DIRECTED_LEVELS = ("all", "layer")
 
-_STEPS = ("languages", "subnetworks", "overlap", "ablation", "forgetting", "relation")
+_STEPS = (
+    "languages", "subnetworks", "overlap", "ablation", "influence", "forgetting", "relation",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Analysis:
             `step_updates` (what a training stage changed against what each language uses).
         ablation: What is lost without each mask, and with it alone; None where it was not tried.
         sweep: How much of each mask is needed; None where it was not tried.
+        influence: Whose training examples moved whose predictions; None where it was not computed.
         forgetting: What was lost and gained; None without scores over stages.
         groups: Differences between groups of languages; None without scores.
         relation: Whether overlap goes with what training one language did to the others.
@@ -65,6 +70,7 @@ class Analysis:
     overlaps: Mapping[str, Overlap]
     ablation: Ablation | None
     sweep: Sweep | None
+    influence: Attribution | None
     forgetting: Forgetting | None
     groups: pd.DataFrame | None
     relation: Relation | None
@@ -94,6 +100,8 @@ class Analysis:
             found["specificity"] = self.ablation.specificity
         if self.sweep is not None:
             found["sweep"] = self.sweep.to_frame()
+        if self.influence is not None:
+            found["influence"] = table("influence", self.influence.frame)
         if self.checkpoint.holds("scores"):
             found["scores"] = table("scores", self.checkpoint.scores.frame)
         if self.forgetting is not None:
@@ -138,6 +146,7 @@ def analyze(
     settings: Mapping[str, Any] | None = None,
     masks: str | Path | None = None,
     ablation: bool | None = None,
+    influence: bool | None = None,
     metric: str | None = None,
     n_permutations: int = 9999,
     seed: int = 0,
@@ -156,6 +165,8 @@ def analyze(
         masks: A directory of masks (as `subnet extract` writes) to take instead.
         ablation: Whether to remove each mask from its model, keep it alone, and see what is lost;
             by default where that takes about a minute (`subnet.analysis.trial.LIMIT`).
+        influence: Whether to compute which language's training examples moved which language's
+            predictions, over the stages of training; by default where that takes about a minute.
         metric: Metric whose changes are explained; `loss` where there is one, else the first.
         n_permutations: Most permutations for a p-value; exact where fewer exist.
         seed: Seed of everything random.
@@ -189,6 +200,9 @@ def analyze(
     step("ablation")
     trial = try_subnetworks(checkpoint, subnetworks, search, wanted=ablation, seed=seed)
 
+    step("influence")
+    moved = find_influence(checkpoint, wanted=influence, seed=seed)
+
     step("forgetting")
     forgetting, groups = None, None
     if checkpoint.can("forgetting"):
@@ -202,6 +216,7 @@ def analyze(
         relation = relate(
             forgetting,
             overlap=overlaps,
+            influence=moved.attribution,
             controls=_controls(checkpoint, confounds, forgetting, metric),
             metric=metric,
             n_permutations=n_permutations,
@@ -220,11 +235,16 @@ def analyze(
         overlaps=overlaps,
         ablation=trial.ablation,
         sweep=trial.sweep,
+        influence=moved.attribution,
         forgetting=forgetting,
         groups=groups,
         relation=relation,
-        missing=(*_missing(checkpoint, overlaps, forgetting, relation), *trial.missing),
-        warnings=_warnings(subnetworks, overlaps, trial, forgetting),
+        missing=(
+            *_missing(checkpoint, subnetworks, overlaps, forgetting, relation),
+            *trial.missing,
+            *moved.missing,
+        ),
+        warnings=_warnings(subnetworks, overlaps, trial, moved, forgetting),
         provenance=provenance("analyze", recorded, seed=seed, libraries=output.LIBRARIES),
         sections=sections,
         masks=search.opened_masks,
@@ -234,10 +254,13 @@ def analyze(
 def find_overlaps(
     checkpoint: Checkpoint, subnetworks: Subnetworks | None, search: Search, *, seed: int
 ) -> dict[str, Overlap]:
-    """Every comparison that the directory allows, by what was compared with what."""
+    """Every comparison that the directory allows, by what was compared with what.
+
+    Masks of singular directions are left out: `_missing` says why.
+    """
     updates, steps = checkpoint.updates, checkpoint.steps
     found: dict[str, Overlap] = {}
-    if subnetworks is not None and _has_pairs(subnetworks):
+    if subnetworks is not None and _has_pairs(subnetworks) and not _of_directions(subnetworks):
         halves = find_halves(checkpoint, search, subnetworks)
         found["masks"] = measure_overlap(subnetworks, halves=halves, seed=seed)
     if _has_pairs(updates or steps):
@@ -283,6 +306,11 @@ def overlap_table(name: str, overlap: Overlap) -> pd.DataFrame:
     return overlap.to_frame().assign(source=name)
 
 
+def _of_directions(subnetworks: Subnetworks | None) -> bool:
+    """Whether masks are of singular directions, whose overlap has no null model."""
+    return bool(subnetworks) and any(mask.granularity == "direction" for mask in subnetworks or ())
+
+
 def _has_pairs(things: Sequence[Any]) -> bool:
     """Whether any run holds two languages."""
     runs: dict[str, set[str]] = {}
@@ -325,31 +353,44 @@ def _by_language(frame: pd.DataFrame, column: str) -> dict[str, float]:
 
 def _missing(
     checkpoint: Checkpoint,
+    subnetworks: Subnetworks | None,
     overlaps: Mapping[str, Overlap],
     forgetting: Forgetting | None,
     relation: Relation | None,
 ) -> tuple[Missing, ...]:
     """What was not computed, and which files it wants by the inventory's word."""
+    untested: tuple[Missing, ...] = ()
+    if _of_directions(subnetworks):
+        untested = (
+            Missing(
+                "overlap" if not overlaps else "overlap of masks",
+                "the masks are of singular directions, whose overlap has no null model",
+                "measure_directions tests them one by one; the overlap of updates compares whole "
+                "subspaces",
+            ),
+        )
     done = {
-        "overlap": bool(overlaps),
+        "overlap": bool(overlaps) or bool(untested),
         "forgetting": forgetting is not None,
         "relation": relation is not None,
     }
-    return tuple(
+    wanted = tuple(
         Missing(
             capability.name,
             f"{capability.name} was not measured",
             f"add {'; '.join(capability.missing) or 'what was skipped'}",
         )
         for capability in checkpoint.capabilities
-        if not done[capability.name]
+        if not done.get(capability.name, True)  # of influence its trial says more
     )
+    return (*untested, *wanted)
 
 
 def _warnings(
     subnetworks: Subnetworks | None,
     overlaps: Mapping[str, Overlap],
     trial: Trial,
+    moved: InfluenceTrial,
     forgetting: Forgetting | None,
 ) -> tuple[str, ...]:
     """Every room's warnings, each once."""
@@ -365,7 +406,7 @@ def _warnings(
             )
     for overlap in overlaps.values():
         found += overlap.warnings
-    found += trial.warnings
+    found += [*trial.warnings, *moved.warnings]
     if forgetting is not None:
         found += forgetting.warnings
     return tuple(dict.fromkeys(found))

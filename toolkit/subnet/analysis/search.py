@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Search:
         return {
             "method": self.method or "the masks that are there, else magnitude",
             "masks": None if self.masks is None else Path(self.masks).name,
-            **self.settings,
+            **asdict(resolve_settings(self.method or "magnitude", self.settings)),
         }
 
 

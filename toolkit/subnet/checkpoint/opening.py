@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from subnet.checkpoint.records import check_stages, describe_metrics, merge_rows
 from subnet.checkpoint.settings import SETTINGS_FILE, CheckpointSettings, read_settings
 from subnet.checkpoint.survey import survey
 from subnet.checkpoint.tensors import has_model
+from subnet.checkpoint.trainer_logs import TRAINER_STATE, trainer_checkpoints
 from subnet.errors import InputError, MissingInputError
 from subnet.language import LanguageIndex
 
@@ -90,7 +92,7 @@ def open_checkpoint(
         languages=tuple(sorted(index, key=lambda language: language.label)),
         entries=tuple(findings.entries),
         skipped=tuple(findings.skipped),
-        capabilities=_capabilities(findings, steps),
+        capabilities=_capabilities(findings, steps, roots),
         settings=roots[0].settings,
         _roots=tuple(roots),
         _records=findings.records,
@@ -233,7 +235,9 @@ def _most_languages(entries: Iterable[Entry]) -> set[str]:
     return max(runs.values(), key=len, default=set())
 
 
-def _capabilities(findings: Findings, steps: Sequence[Entry]) -> tuple[Capability, ...]:
+def _capabilities(
+    findings: Findings, steps: Sequence[Entry], roots: Sequence[Root]
+) -> tuple[Capability, ...]:
     changed = [e for e in findings.entries if e.kind in ("adapter", "weights", "mask")]
     shared = max(_most_languages(changed), _most_languages(steps), key=len)
     stages = {(row.run, row.stage) for row in findings.records.rows}
@@ -252,12 +256,47 @@ def _capabilities(findings: Findings, steps: Sequence[Entry]) -> tuple[Capabilit
     if not relation and len(both) < LANGUAGES_FOR_RELATION:
         # Possible all the same: the relation itself says that it is not testable.
         few = f"for a test at least {LANGUAGES_FOR_RELATION} languages, here {len(both)}"
+    influence, unrated = _wanted_by_influence(findings, roots)
     wanted = {
         "overlap": overlap,
         "forgetting": forgetting,
+        "influence": influence,
         "relation": relation,
     }
+    notes = {"relation": few, "influence": unrated}
     return tuple(
-        Capability(name, not files, (few,) if few and name == "relation" else tuple(files))
+        Capability(name, not files, tuple(files) or tuple(filter(None, (notes.get(name),))))
         for name, files in wanted.items()
     )
+
+
+def _wanted_by_influence(findings: Findings, roots: Sequence[Root]) -> tuple[list[str], str]:
+    """Files that influence of training examples wants, and what it has to be told."""
+    kinds = {entry.kind for entry in findings.entries}
+    files = [
+        words
+        for words, there in (
+            ("base/ with the model", any(root.base and has_model(root.base) for root in roots)),
+            ("train.jsonl", "train_examples" in kinds),
+            ("test.jsonl", "test_examples" in kinds),
+        )
+        if not there
+    ]
+    stages = [
+        (root, entry)
+        for root in roots
+        for number, entry in weights_of_stages(findings.entries, root.run).items()
+        if number and entry.language is not None
+    ]
+    if not stages:
+        if not kinds & {"adapter", "weights"}:
+            return [*files, "stages/<NN>-<language>/ with weights, or adapters/<language>/"], ""
+        return files, "told the adapters' learning rates (subnet attribute --learning-rate)"
+    for root, entry in stages:
+        stated = root.settings.stages.get(entry.path.name)
+        known = stated is not None and None not in (stated.learning_rate, stated.steps)
+        logged = (entry.path / TRAINER_STATE).is_file() or trainer_checkpoints(entry.path)
+        if not known and not logged:
+            place = f"[stages.{json.dumps(entry.path.name)}] of {SETTINGS_FILE}"
+            return [*files, f"learning_rate and steps in {place}, or Trainer's log"], ""
+    return files, ""

@@ -14,7 +14,8 @@ from subnet.figures.charts import (
     overlap_by_layer,
 )
 from subnet.figures.heat_maps import ablation_matrix, effect_matrix, overlap_heat_map, score_matrix
-from subnet.figures.network import overlap_graph
+from subnet.figures.influence import influence_matrix, own_shares
+from subnet.figures.network import influence_graph, overlap_graph
 from subnet.figures.svg import to_svg
 
 __all__ = [
@@ -26,12 +27,15 @@ __all__ = [
     "effect_matrix",
     "forgetting_by_language",
     "group_comparison",
+    "influence_graph",
+    "influence_matrix",
     "overlap_against_effect",
     "overlap_by_layer",
     "overlap_graph",
     "overlap_heat_map",
     "overlap_reference",
     "overlap_rows",
+    "own_shares",
     "score_matrix",
     "to_svg",
 ]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from subnet.figures._style import (
+    COLOURS,
     INK,
     SMALL,
     Names,
@@ -41,25 +46,9 @@ def overlap_graph(
         languages: Table of languages, for scripts; else the node attribute `script` is used.
         seed: Seed of the layout.
     """
-    names = Names.of(languages)
-    labels = [str(node) for node in graph]
-    script = {
-        str(node): names.script.get(str(node)) or str(data.get("script") or "unknown")
-        for node, data in graph.nodes(data=True)
-    }
-    scripts = Names({}, script).scripts(labels)
-    shown = [clean(label, 14) for label in labels]
-    side = min(3.4 + 0.08 * len(labels), 7.2)
-    size = (side * 1.15, side)
-    figure, axes = canvas(size, left=0.1, right=widest(scripts) + 0.5, top=0.1, bottom=0.1)
-    plain_axes(axes)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_xlim(0, size[0])
-    axes.set_ylim(0, size[1])
-    boxes = np.array([[0.22 + text_width(label) + 0.06, 0.19] for label in shown]).reshape(-1, 2)
-    places = layout(graph, boxes, size, value=value, seed=seed)
-    index = {label: i for i, label in enumerate(labels)}
+    drawing = _Drawing.of(graph, value, languages, seed)
+    figure, axes, places = drawing.figure, drawing.axes, drawing.places
+    index = {label: i for i, label in enumerate(drawing.labels)}
     weights = np.array([float(data.get(value, 1.0)) for *_, data in graph.edges(data=True)])
     spread = float(np.ptp(weights)) if weights.size else 0.0
     faint = float(np.clip(12 / max(len(weights), 1), 0.1, 0.35))  # labels stand on the edges
@@ -67,24 +56,109 @@ def overlap_graph(
         share = (weight - weights.min()) / spread if spread else 0.5
         ends = places[[index[str(a)], index[str(b)]]]
         axes.plot(*ends.T, color=INK, alpha=faint, linewidth=0.4 + 2.6 * share)
-    for label, text, (x, y) in zip(labels, shown, places, strict=True):
-        colour, marker = look(scripts.index(script[label]))
-        axes.plot(
-            x,
-            y,
-            marker=marker,
-            color=colour,
-            markersize=8,
-            markeredgecolor=INK,
-            markeredgewidth=0.6,
-        )
-        axes.text(x + 0.1, y, text, va="center", fontsize=SMALL + 0.5)
-    handles, entries = legend_entries(scripts)
-    axes.legend(
-        handles, entries, loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.1,
-        borderaxespad=0.2,
-    )  # fmt: skip
+    drawing.draw_nodes()
     return figure
+
+
+@styled
+def influence_graph(
+    graph: nx.DiGraph[Any], *, languages: pd.DataFrame | None = None, seed: int = 0
+) -> Figure:
+    """Arrows from the training language to the test language, the wider the further from chance.
+
+    Blue and solid where the examples help more (or harm less) than chance, orange and dashed where
+    it is the other way round. Two arrows between two languages are bent apart.
+
+    Args:
+        graph: From `subnet.influence.influence_graph`: edges carry `weight` and `sign`.
+        languages: Table of languages, for scripts; else the node attribute `script` is used.
+        seed: Seed of the layout.
+    """
+    drawing = _Drawing.of(graph, "weight", languages, seed)
+    axes = drawing.axes
+    place = dict(zip(drawing.labels, drawing.places, strict=True))
+    largest = max((float(data["weight"]) for *_, data in graph.edges(data=True)), default=1.0)
+    faint = float(np.clip(16 / max(graph.number_of_edges(), 1), 0.25, 0.9))
+    for source, target, data in graph.edges(data=True):
+        share = float(data["weight"]) / (largest or 1.0)
+        helps = float(data["sign"]) > 0
+        axes.annotate(
+            "", place[str(target)], place[str(source)], annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-|>", "mutation_scale": 5 + 5 * share, "shrinkA": 5, "shrinkB": 5,
+                "connectionstyle": "arc3,rad=0.12", "linewidth": 0.4 + 1.8 * share,
+                "alpha": faint, "color": COLOURS[0] if helps else COLOURS[4],
+                "linestyle": "-" if helps else (0, (4, 2)),
+            },
+        )  # fmt: skip
+    drawing.draw_nodes(
+        [
+            Line2D([], [], color=COLOURS[0], linewidth=1.4),
+            Line2D([], [], color=COLOURS[4], linewidth=1.4, linestyle=(0, (4, 2))),
+        ],
+        list(DIRECTIONS),
+    )
+    return drawing.figure
+
+
+#: What the two kinds of arrows mean.
+DIRECTIONS = ("helps more than chance", "helps less than chance")
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawing:
+    """A figure with room for a graph, and where its nodes are."""
+
+    figure: Figure
+    axes: Axes
+    labels: list[str]
+    shown: list[str]
+    script: dict[str, str]
+    scripts: list[str]
+    places: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls, graph: nx.Graph[Any], value: str, languages: pd.DataFrame | None, seed: int
+    ) -> _Drawing:
+        """Room for the labels, and the layout."""
+        names = Names.of(languages)
+        labels = [str(node) for node in graph]
+        script = {
+            str(node): names.script.get(str(node)) or str(data.get("script") or "unknown")
+            for node, data in graph.nodes(data=True)
+        }
+        scripts = Names({}, script).scripts(labels)
+        shown = [clean(label, 14) for label in labels]
+        side = min(3.4 + 0.08 * len(labels), 7.2)
+        size = (side * 1.15, side)
+        entries = [*scripts, *(DIRECTIONS if graph.is_directed() else ())]
+        figure, axes = canvas(size, left=0.1, right=widest(entries) + 0.5, top=0.1, bottom=0.1)
+        plain_axes(axes)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_xlim(0, size[0])
+        axes.set_ylim(0, size[1])
+        widths = [[0.22 + text_width(label) + 0.06, 0.19] for label in shown]
+        boxes = np.array(widths).reshape(-1, 2)
+        places = layout(graph, boxes, size, value=value, seed=seed)
+        return cls(figure, axes, labels, shown, script, scripts, places)
+
+    def draw_nodes(self, handles: Sequence[Line2D] = (), entries: Sequence[str] = ()) -> None:
+        """Nodes with their labels, above the edges, and the legend with further entries."""
+        for label, text, (x, y) in zip(self.labels, self.shown, self.places, strict=True):
+            colour, marker = look(self.scripts.index(self.script[label]))
+            self.axes.plot(
+                x, y, marker=marker, color=colour, markersize=8, markeredgecolor=INK,
+                markeredgewidth=0.6,
+            )  # fmt: skip
+            self.axes.text(x + 0.1, y, text, va="center", fontsize=SMALL + 0.5)
+        scripts, names = legend_entries(self.scripts)
+        self.axes.legend(
+            [*scripts, *handles], [*names, *entries], loc="upper left", bbox_to_anchor=(1.0, 1.0),
+            handletextpad=0.7 if handles else 0.1, borderaxespad=0.2,
+            handlelength=1.6 if handles else None,
+        )  # fmt: skip
 
 
 def layout(

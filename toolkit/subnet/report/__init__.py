@@ -16,6 +16,7 @@ from subnet.report.content import (
     Skipped,
     Table,
 )
+from subnet.report.influence import influence_section
 from subnet.report.page import render_report
 from subnet.report.sections import standard_sections
 from subnet.report.validation import validation_section
@@ -31,6 +32,7 @@ __all__ = [
     "Skipped",
     "Table",
     "confounds_section",
+    "influence_section",
     "render_report",
     "standard_sections",
     "validation_section",

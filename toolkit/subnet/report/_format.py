@@ -33,7 +33,9 @@ HEADINGS = {
 }
 
 UNDEFINED = "–"
-_LANGUAGE_COLUMNS = frozenset({"language", "language_a", "language_b", "trained_language"})
+_LANGUAGE_COLUMNS = frozenset(
+    {"language", "language_a", "language_b", "trained_language", "trained on", "tested"}
+)
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 

@@ -287,7 +287,7 @@ def _overlap_section(
         "and that ceiling.",
         method="Headlines and edges rest on the null model that keeps the structure of a weight "
         "matrix: for masks its rows and columns permuted, for the cosine random signs of its rows, "
-        "for subspaces their coordinates permuted with random signs. The element null, which takes "
+        "for subspaces random signs of the coordinates of one. The element null, which takes "
         "weights for exchangeable, rejects far too often; it stands in the table under its own "
         "name. Rows for single modules are in tables/overlap.csv.",
     )  # fmt: skip
