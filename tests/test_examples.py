@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import planted_heads
 import subnet
+from checkpoint_makers import save_base, write_json_lines
 from planted import write_arc
 from planted_attribution import write_stages
 from subnet.analysis import AttributionSettings, attribute_checkpoint
@@ -25,6 +27,19 @@ def stages(tmp_path_factory):
     return write_stages(tmp_path_factory.mktemp("examples") / "stages")
 
 
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory):
+    """A base of which the heads of two languages are known, and its examples."""
+    root = tmp_path_factory.mktemp("examples") / "heads"
+    save_base(planted_heads.planted_model(), root / "base")
+    rows = [row for x in planted_heads.HEADS for row in planted_heads.sentences(x, 300)]
+    tested = {str(row["input_ids"]) for row in rows[::3]}
+    for split, wanted in (("validation", False), ("test", True)):
+        part = [row for row in rows if (str(row["input_ids"]) in tested) == wanted]
+        write_json_lines(root / f"{split}.jsonl", part)
+    return root
+
+
 def output(example: Path, *arguments: object) -> str:
     return subprocess.run(
         [sys.executable, "-W", "error", str(example), *map(str, arguments)],
@@ -35,9 +50,19 @@ def output(example: Path, *arguments: object) -> str:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_each_example_says_how_to_run_it_and_runs(example, arc, stages):
+def test_each_example_says_how_to_run_it_and_runs(example, arc, stages, heads):
     assert f"python examples/{example.name}" in example.read_text()
-    assert output(example, stages if "attribute" in example.read_text() else arc)
+    needs = {"whose_examples_helped": stages, "which_heads_belong_to_a_language": heads}
+    assert output(example, needs.get(example.stem, arc))
+
+
+def test_the_heads_example_finds_the_planted_heads(heads):
+    (example,) = (path for path in EXAMPLES if path.stem == "which_heads_belong_to_a_language")
+    printed = output(example, heads)
+    for language, own in planted_heads.HEADS.items():
+        assert f"{language} needs 2 of 4 heads   layers.0: {sorted(own)}" in printed
+    assert "de fr  0.33" in printed
+    assert "specific to their language (removing them hurts it most): " in printed
 
 
 def test_the_attribution_example_prints_the_largest_scores(stages):
