@@ -7,6 +7,8 @@ PYTHON ?= python3
 BIN     = $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check
 DEMO   ?= demo
+# Two workers on two cores: libraries that start threads of their own would wait for each other.
+ONE_THREAD = OMP_NUM_THREADS=1
 
 .PHONY: help demo test test-all test-wheel check format bench clean
 
@@ -42,10 +44,10 @@ demo: $(VENV)/.subnet
 	$(BIN)/subnet demo $(DEMO) --overwrite
 
 test: $(VENV)/.subnet-dev
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: $(VENV)/.subnet-all
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-wheel: $(VENV)/.subnet-dev
 	$(BIN)/python tests/wheel.py
