@@ -135,6 +135,18 @@ def test_named_parameters_are_tracked_alone():
         track_parameters(model, ["bert.pooler.dense.waits"])
 
 
+def test_a_tied_parameter_is_tracked_wherever_it_is_used_by_any_of_its_names():
+    model = makers.make("qwen3")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tracked = track_parameters(model, [name])
+        assert [module.name for module in tracked] == ["model.embed_tokens", "lm_head"]
+        assert list(tracked.shapes) == ["model.embed_tokens.weight"]
+    model.scale = nn.Module()
+    model.scale.own = model.lm_head.weight  # a use that nothing is known of
+    with pytest.raises(InputError, match=r"embed_tokens\.weight cannot be tracked"):
+        track_parameters(model, ["lm_head.weight"])
+
+
 def test_names_of_a_peft_model_lose_what_peft_puts_around_them():
     assert plain_name("base_model.model.a.query.base_layer.weight") == "a.query.weight"
     assert plain_name("base_model.model.classifier.modules_to_save.default") == "classifier"

@@ -89,10 +89,8 @@ class World:
             )
 
 
-@pytest.fixture(scope="module", params=["bert_lora", "qwen3_lora"])
-def world(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    name = request.param
+@functools.cache
+def trained(name, folder):
     train = oracles.rows_of(name, [2 + i % 5 for i in range(14)], 1, "abc")
     test = oracles.rows_of(name, [2 + i % 4 for i in range(5)], 2, "cab")
     if name == "bert_lora":  # by Trainer itself
@@ -107,6 +105,22 @@ def world(request, tmp_path_factory):
         by_hand(model, train, folders)
         checkpoints = list(zip(folders, rates, strict=True))
     return World(name, model.double().eval(), folders, rates, checkpoints, train, test)
+
+
+@pytest.fixture(scope="session")
+def worlds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("methods")
+    return lambda name: trained(name, folder)
+
+
+@pytest.fixture(params=["bert_lora", "qwen3_lora"])
+def world(request, worlds):
+    return worlds(request.param)
+
+
+@pytest.fixture
+def bert_world(worlds):
+    return worlds("bert_lora")
 
 
 def by_hand(model, rows, folders):
@@ -310,22 +324,24 @@ def test_trak_is_the_formula_on_margins_with_all_checkpoints_alike(world):
     assert recorded["method_settings"][0]["n_features"] == 3
 
 
-def test_trak_takes_a_dimension_that_the_data_carry_and_records_it(world):
-    found = attribute(world.model, world.train, world.test, method="trak", **world.options)
+def test_trak_takes_a_dimension_that_the_data_carry_and_records_it(bert_world):
+    found = attribute(
+        bert_world.model, bert_world.train, bert_world.test, method="trak", **bert_world.options
+    )
     assert found.provenance.settings["method_settings"][0]["projection"]["dimension"] == 2
     assert np.linalg.matrix_rank(found.scores) <= 5
 
 
-def test_trak_needs_no_learning_rate(world, tmp_path):
-    with world.at(world.folders[0]) as model:
+def test_trak_needs_no_learning_rate(bert_world, tmp_path):
+    with bert_world.at(bert_world.folders[0]) as model:
         save_adapter(model, tmp_path / "a")
-        options = {**world.options, "checkpoints": tmp_path / "a"}
-        one = attribute(model, world.train, world.test, method="trak", **options)
-    options["checkpoints"] = (world.folders[0], 0.3)
-    close(one.scores, attribute(world.model, world.train, world.test, method="trak",
+        options = {**bert_world.options, "checkpoints": tmp_path / "a"}
+        one = attribute(model, bert_world.train, bert_world.test, method="trak", **options)
+    options["checkpoints"] = (bert_world.folders[0], 0.3)
+    close(one.scores, attribute(bert_world.model, bert_world.train, bert_world.test, method="trak",
                                 **options).scores)  # fmt: skip
     with pytest.raises(InputError, match="learning rate is unknown"):
-        attribute(world.model, world.train, world.test, method="datainf",
+        attribute(bert_world.model, bert_world.train, bert_world.test, method="datainf",
                   **{**options, "checkpoints": tmp_path / "a"})  # fmt: skip
 
 
@@ -341,21 +357,25 @@ def test_language_level_is_the_mean_of_the_example_level(world, method):
 
 
 @pytest.mark.parametrize("method", GRADIENTS)
-def test_self_influence_is_the_diagonal(world, method):
-    options = {**world.options, **SETTINGS.get(method, {}), "method": method}
-    expected = attribute(world.model, world.train, world.train, **options).scores.diagonal()
-    close(self_influence(world.model, world.train, **options), expected)
+def test_self_influence_is_the_diagonal(bert_world, method):
+    options = {**bert_world.options, **SETTINGS.get(method, {}), "method": method}
+    expected = attribute(
+        bert_world.model, bert_world.train, bert_world.train, **options
+    ).scores.diagonal()
+    close(self_influence(bert_world.model, bert_world.train, **options), expected)
 
 
 @pytest.mark.parametrize("method", GRADIENTS)
-def test_scores_do_not_depend_on_batches_or_padding(world, method):
-    scores = run(world, method).scores
+def test_scores_do_not_depend_on_batches_or_padding(bert_world, method):
+    scores = run(bert_world, method).scores
     options = {
-        **world.options, "batch_size": 14,
-        "collate_fn": makers.collate_for(world.name, extra=3),
+        **bert_world.options, "batch_size": 14,
+        "collate_fn": makers.collate_for(bert_world.name, extra=3),
         **SETTINGS.get(method, {}),
     }  # fmt: skip
-    again = attribute(world.model, world.train, world.test, method=method, **options).scores
+    again = attribute(
+        bert_world.model, bert_world.train, bert_world.test, method=method, **options
+    ).scores
     close(again, scores, rtol=1e-6)
 
 
@@ -365,59 +385,61 @@ def test_bilinear_methods_sum_gradients_and_keep_none():
 
 
 @pytest.mark.parametrize("method", ["tracin", "datainf", "ekfac", "adam", "trak"])
-def test_by_stage_an_example_meets_its_own_checkpoints_alone(world, method):
+def test_by_stage_an_example_meets_its_own_checkpoints_alone(bert_world, method):
     """What is fitted, is fitted on the stage's own examples."""
-    stages = {"a": (world.folders[0], 0.5), "b": [(world.folders[1], 0.3)],
-              "c": (world.folders[0], 0.2)}  # fmt: skip
+    stages = {"a": (bert_world.folders[0], 0.5), "b": [(bert_world.folders[1], 0.3)],
+              "c": (bert_world.folders[0], 0.2)}  # fmt: skip
     settings = {**SETTINGS.get(method, {}), **({"dimension": 1} if method == "trak" else {})}
-    options = {**world.options, "method": method, **settings}
-    found = attribute(world.model, world.train, world.test, **{**options, "checkpoints": stages})
+    options = {**bert_world.options, "method": method, **settings}
+    found = attribute(
+        bert_world.model, bert_world.train, bert_world.test, **{**options, "checkpoints": stages}
+    )
     for language, entry in stages.items():
-        own = [i for i, row in enumerate(world.train) if row["language"] == language]
+        own = [i for i, row in enumerate(bert_world.train) if row["language"] == language]
         alone = attribute(
-            world.model, [world.train[i] for i in own], world.test,
+            bert_world.model, [bert_world.train[i] for i in own], bert_world.test,
             **{**options, "checkpoints": entry},
         )  # fmt: skip
         close(found.scores[:, own], alone.scores)
 
 
-def test_labels_of_the_model_give_the_fisher_information(world):
-    options = {**world.options, "method": "ekfac", "labels": "model"}
-    one = attribute(world.model, world.train, world.test, seed=1, **options)
-    other = attribute(world.model, world.train, world.test, seed=1, **{**options, "batch_size": 3})
+def test_labels_of_the_model_give_the_fisher_information(bert_world):
+    options = {**bert_world.options, "method": "ekfac", "labels": "model"}
+    one = attribute(bert_world.model, bert_world.train, bert_world.test, seed=1, **options)
+    other = attribute(
+        bert_world.model, bert_world.train, bert_world.test, seed=1, **{**options, "batch_size": 3}
+    )
     close(one.scores, other.scores)
     assert one.provenance.settings["method_settings"][0]["labels"] == "model"
     assert one.provenance.settings["method_settings"][0]["seed"] == 1
-    drawn = attribute(world.model, world.train, world.test, seed=2, **options)
+    drawn = attribute(bert_world.model, bert_world.train, bert_world.test, seed=2, **options)
     assert not np.allclose(drawn.scores, one.scores, rtol=1e-3)
 
 
-def test_momentum_gives_no_step_outside_of_a_subnetwork(world):
+def test_momentum_gives_no_step_outside_of_a_subnetwork(bert_world):
     """Of units: rows and columns of the factors. Less' own momentum has to be masked too."""
-    if world.name != "bert_lora":
-        pytest.skip("one architecture tells")
-    mask = unit_mask(world.model)
-    options = {**world.options, "subnetwork": mask}
-    found = attribute(world.model, world.train, world.test, method="less", **options)
+    mask = unit_mask(bert_world.model)
+    options = {**bert_world.options, "subnetwork": mask}
+    found = attribute(bert_world.model, bert_world.train, bert_world.test, method="less", **options)
 
-    restriction = restrict_to(world.model, mask)
+    restriction = restrict_to(bert_world.model, mask)
 
     def of(h, g, folder):
-        moments = moments_of(world, folder)
+        moments = moments_of(bert_world, folder)
         names = list(restriction.tracked.shapes)
         g, h = ({name: side[name] for name in names} for side in (g, h))
         steps = restriction.restrict(less_steps(restriction.restrict(g), moments))
         return cosine_of(numpy(steps), numpy(restriction.restrict(h)))
 
-    expected, weight = by_checkpoint(world, of)
+    expected, weight = by_checkpoint(bert_world, of)
     close(found.scores, expected / weight)
     for method in ("adam", "datainf", "trak"):
-        masked = attribute(world.model, world.train, world.test, method=method,
+        masked = attribute(bert_world.model, bert_world.train, bert_world.test, method=method,
                            **{**options, **SETTINGS.get(method, {})})  # fmt: skip
         assert np.isfinite(masked.scores).all()
-        assert not np.allclose(masked.scores, run(world, method).scores, rtol=1e-2)
+        assert not np.allclose(masked.scores, run(bert_world, method).scores, rtol=1e-2)
     with pytest.raises(InputError, match=r"a subnetwork is given for the method 'ekfac'.*datainf"):
-        attribute(world.model, world.train, world.test, method="ekfac", **options)
+        attribute(bert_world.model, bert_world.train, bert_world.test, method="ekfac", **options)
 
 
 def unit_mask(model):
@@ -430,32 +452,34 @@ def unit_mask(model):
 # --- baselines -----------------------------------------------------------------------------------
 
 
-def test_baselines_are_the_functions_of_their_names(world):
-    found = run(world, "bm25")
-    tokens = [[row["input_ids"] for row in rows] for rows in (world.train, world.test)]
+def test_baselines_are_the_functions_of_their_names(bert_world):
+    found = run(bert_world, "bm25")
+    tokens = [[row["input_ids"] for row in rows] for rows in (bert_world.train, bert_world.test)]
     np.testing.assert_array_equal(found.scores, bm25(*tokens).scores)
     assert found.provenance.settings["column"] == "input_ids"
     words = [[{**row, "text": f"{'xyz'[i % 3]} wort"} for i, row in enumerate(rows)]
-             for rows in (world.train, world.test)]  # fmt: skip
-    texts = attribute(world.model, *words, method="bm25", collate_fn=makers.collate_for(world.name),
-                      k1=2.0)  # fmt: skip
+             for rows in (bert_world.train, bert_world.test)]  # fmt: skip
+    collate = makers.collate_for(bert_world.name)
+    texts = attribute(bert_world.model, *words, method="bm25", collate_fn=collate, k1=2.0)
     plain = [[row["text"] for row in rows] for rows in words]
     np.testing.assert_array_equal(texts.scores, bm25(*plain, k1=2.0).scores)
     assert (texts.provenance.settings["column"], texts.provenance.settings["k1"]) == ("text", 2.0)
 
-    found = run(world, "embedding", layer=1)
-    with world.at(world.folders[-1]) as model:  # the last checkpoint
+    found = run(bert_world, "embedding", layer=1)
+    with bert_world.at(bert_world.folders[-1]) as model:  # the last checkpoint
         expected = embedding_similarity(
-            model, world.train, world.test, makers.collate_for(world.name), layer=1
+            model, bert_world.train, bert_world.test, makers.collate_for(bert_world.name), layer=1
         )
     close(found.scores, expected.scores)
-    now = attribute(world.model, world.train, world.test, method="embedding", layer=0,
-                    collate_fn=makers.collate_for(world.name))  # fmt: skip
+    now = attribute(
+        bert_world.model, bert_world.train, bert_world.test,
+        method="embedding", layer=0, collate_fn=collate,
+    )  # fmt: skip
     assert now.provenance.settings["checkpoints"][0]["checkpoint"] == "the model as given"
 
-    one, two = run(world, "random", seed=1), run(world, "random", seed=2)
+    one, two = run(bert_world, "random", seed=1), run(bert_world, "random", seed=2)
     assert not np.allclose(one.scores, two.scores)
-    np.testing.assert_array_equal(one.scores, run(world, "random", seed=1).scores)
+    np.testing.assert_array_equal(one.scores, run(bert_world, "random", seed=1).scores)
 
 
 # --- bad input -----------------------------------------------------------------------------------
@@ -486,32 +510,40 @@ def test_baselines_are_the_functions_of_their_names(world):
         ("embedding", {"layer": 9}, "layer is 9; expected 0"),
     ],
 )  # fmt: skip
-def test_settings_that_mean_nothing_are_refused(world, method, given, message):
+def test_settings_that_mean_nothing_are_refused(bert_world, method, given, message):
     with pytest.raises(InputError, match=message):
-        attribute(world.model, world.train, world.test, method=method, **{**world.options, **given})
+        attribute(
+            bert_world.model,
+            bert_world.train,
+            bert_world.test,
+            method=method,
+            **{**bert_world.options, **given},
+        )
 
 
-def test_moments_that_are_not_there_are_asked_for(world, tmp_path):
-    save_adapter(world.model, tmp_path / "a")
-    options = {**world.options, "method": "adam"}
+def test_moments_that_are_not_there_are_asked_for(bert_world, tmp_path):
+    save_adapter(bert_world.model, tmp_path / "a")
+    options = {**bert_world.options, "method": "adam"}
     with pytest.raises(MissingInputError, match=r"a: has no state of the optimizer.*optimizer\.pt"):
-        attribute(world.model, world.train, world.test,
+        attribute(bert_world.model, bert_world.train, bert_world.test,
                   **{**options, "checkpoints": (tmp_path / "a", 1.0)})  # fmt: skip
     given = {**options, "checkpoints": None}
     with pytest.raises(InputError, match="the model as given has no state of the optimizer"):
-        attribute(world.model, world.train, world.test, **given)
-    told = attribute(world.model, world.train, world.test, moments=world.folders[1], **given)
+        attribute(bert_world.model, bert_world.train, bert_world.test, **given)
+    told = attribute(
+        bert_world.model, bert_world.train, bert_world.test, moments=bert_world.folders[1], **given
+    )
     assert told.provenance.settings["method_settings"][0]["moments"] == "optimizer.pt"
     assert AdamSettings().moments is None
     # A model that was loaded for inference, whose parameters take no gradients.
-    tracked = track(world.model)
-    before = {n: p.requires_grad for n, p in world.model.named_parameters()}
-    world.model.requires_grad_(False)
+    tracked = track(bert_world.model)
+    before = {n: p.requires_grad for n, p in bert_world.model.named_parameters()}
+    bert_world.model.requires_grad_(False)
     try:
-        frozen = attribute(world.model, world.train, world.test, modules=tracked,
-                           moments=world.folders[1], **given)  # fmt: skip
+        frozen = attribute(bert_world.model, bert_world.train, bert_world.test, modules=tracked,
+                           moments=bert_world.folders[1], **given)  # fmt: skip
     finally:
-        for name, parameter in world.model.named_parameters():
+        for name, parameter in bert_world.model.named_parameters():
             parameter.requires_grad_(before[name])
     close(frozen.scores, told.scores)
 

@@ -258,6 +258,12 @@ def test_intermediate_quantities_are_captums(tmp_path: Path, name: str) -> None:
     close(ours.compute_intermediate_quantities(loader, aggregate=True), rows.sum(0, keepdim=True))
 
 
+@pytest.mark.parametrize("name", ["dense", "words", "tied"])
+def test_layers_that_the_engine_knows_need_no_pass_of_their_own(tmp_path: Path, name: str) -> None:
+    tracin = World(tmp_path, name).make(TracIn)
+    assert tracin._split(tracin._parameter_names())[1] == []
+
+
 def test_scores_do_not_depend_on_the_batch_size_or_the_loader(world: World) -> None:
     expected = world.make(TracInCP).influence(world.test)
     for size in (1, 3, N_TRAIN):

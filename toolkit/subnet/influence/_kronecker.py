@@ -111,16 +111,22 @@ def variances(stream: Stream, bases: Mapping[str, Kronecker]) -> dict[str, Krone
     counts = dict.fromkeys(bases, 0)
     for name, given, delta, _ in stream:
         basis = bases[name]
-        rows, columns = given @ basis.inputs.to(given), delta @ basis.outputs.to(delta)
+        inner, outer = basis.inputs.to(given), basis.outputs.to(delta)
         counts[name] += len(given)
-        if given.shape[1] == 1:  # the square of g aᵀ factorises
-            squares = columns[:, 0].square().T @ rows[:, 0].square()
+        t, o, i = given.shape[1], delta.shape[2], given.shape[2]
+        if t == 1:  # the square of g aᵀ factorises
+            squares = (delta[:, 0] @ outer).square().T @ (given[:, 0] @ inner).square()
             sums[name] += squares.double()
             continue
+        # Turned are either the tokens' factors or the gradients, whichever is less work.
+        by_token = t * (i * i + o * o) < o * i * (i + o)
+        if by_token:
+            given, delta = given @ inner, delta @ outer
         step = max(1, _CHUNK // sums[name].numel())
         for start in range(0, len(given), step):
             part = slice(start, start + step)
-            gradient = columns[part].transpose(1, 2) @ rows[part]  # [n, o, i]
+            gradient = delta[part].transpose(1, 2) @ given[part]  # [n, o, i]
+            gradient = gradient if by_token else outer.T @ gradient @ inner
             sums[name] += gradient.square_().sum(0).double()
     return {
         name: replace(basis, eigenvalues=sums[name] / max(1, counts[name]))

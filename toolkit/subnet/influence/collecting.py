@@ -317,8 +317,14 @@ def _factors(
         ids = given.new_zeros(n, 0)
         inputs = ids if module.kind == "embedding" else given.new_zeros(n, 0, given.shape[-1])
         return Factors(inputs, empty)
-    delta = torch.cat([by_example(d, n, name) for _, d in calls], dim=1)
+    delta = _in_a_row([by_example(d, n, name) for _, d in calls])
     if module.kind == "embedding":
-        ids = torch.cat([by_example(x[..., None], n, name)[..., 0] for x, _ in calls], dim=1)
-        return Factors(ids, delta)
-    return Factors(torch.cat([by_example(x, n, name) for x, _ in calls], dim=1), delta)
+        return Factors(
+            _in_a_row([by_example(x[..., None], n, name)[..., 0] for x, _ in calls]), delta
+        )
+    return Factors(_in_a_row([by_example(x, n, name) for x, _ in calls]), delta)
+
+
+def _in_a_row(calls: Sequence[Tensor]) -> Tensor:
+    """The positions of all calls of a module; of one call, as they are and without a copy."""
+    return calls[0] if len(calls) == 1 else torch.cat(list(calls), dim=1)

@@ -55,8 +55,8 @@ class TracIn(TracInCP):  # type: ignore[misc]
       are, as with captum, those of the checkpoint loaded last.
     - `test_loss_fn` may be reduced in another way than `loss_fn`.
 
-    Parameters that the engine has no rule for (convolutions, parameters of one's own, a tied
-    weight) get one backward pass per example, as in captum.
+    Parameters that the engine has no rule for (convolutions, parameters of one's own) get one
+    backward pass per example, as in captum.
 
     Raises:
         InputError: No parameter requires a gradient, or a layer's output cannot be told apart by

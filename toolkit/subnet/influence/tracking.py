@@ -150,14 +150,19 @@ def track_parameters(model: nn.Module, parameters: Iterable[str]) -> Tracked:
 
     Args:
         model: Any model.
-        parameters: Names as in `model.named_parameters()`.
+        parameters: Names as in `model.named_parameters()`; a tied one by any of its names.
+
+    Returns:
+        All modules that hold them, so that a tied parameter has its whole gradient, under the first
+        of its names.
 
     Raises:
-        InputError: One of them is no parameter of a module that can be tracked.
+        InputError: One of them is a parameter of a module that cannot be tracked.
     """
-    wanted = set(parameters)
     found = _supported(model)
     known = {id(parameter): name for name, parameter in model.named_parameters()}
+    every = dict(model.named_parameters(remove_duplicate=False))
+    wanted = {known[id(every[name])] if name in every else name for name in parameters}
     names = {
         name
         for name, (_, module) in found.items()
@@ -168,7 +173,7 @@ def track_parameters(model: nn.Module, parameters: Iterable[str]) -> Tracked:
     if lone:
         raise InputError(
             f"{lone[0]} cannot be tracked",
-            expected="the weight of a linear layer, an embedding or a norm, tied to no other",
+            expected="a parameter of linear layers, embeddings or norms, and of nothing else",
         )
     return tracked
 
