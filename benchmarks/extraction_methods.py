@@ -24,8 +24,8 @@ from subnet.subnetwork import METHODS, load_subnetworks
 ROWS = (
     ("magnitude", (), "weights", "largest change in training (LT-SFT; LoRA's ΔW)"),
     ("fisher", (), "weights", "largest mean squared gradient (FISH)"),
-    ("taylor", (), "weights", "largest mean |gradient × weight|"),
-    ("wanda", (), "weights", "largest |weight| · ‖input‖"),
+    ("taylor", (), "weights", "largest mean absolute gradient × weight"),
+    ("wanda", (), "weights", "largest magnitude × norm of the input"),
     ("head-pruning", (), "heads", "left when the least important are pruned (Michel et al.)"),
     ("attribution", (), "heads", "largest gradient × activation, by captum"),
     ("attribution", ("units=neuron",), "neurons", "the same of neurons"),
@@ -68,7 +68,14 @@ def main() -> None:
                 given += ["--examples", options.examples]
             seconds = run("extract", options.checkpoint, "--method", method, *given, "-o", masks)
             analysed = run(
-                "analyze", options.checkpoint, "--masks", masks, "--no-ablation", "-o", report
+                "analyze",
+                options.checkpoint,
+                "--masks",
+                masks,
+                "--no-ablation",
+                "--no-influence",
+                "-o",
+                report,
             )
             found = load_subnetworks(subnet.open_checkpoint(masks))
             density = sum(mask.density for mask in found) / len(found)

@@ -16,7 +16,7 @@ SUMMARY = "Train a small real experiment, then analyse it."
 EXAMPLE = """\b
 Example:
   $ subnet demo --languages de,fr,ru,uk,ar,fa
-  training, then analysing: about two minutes for twelve languages
+  training, then analysing: a few minutes for twelve languages
   ...
   report: demo-analysis/report.html
 """
@@ -36,7 +36,7 @@ def command(
     quiet: options.Quiet = False,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Train twelve languages on real data from CLDR in about two minutes, then analyse them.
+    """Train twelve languages on real data from CLDR, then analyse them: a few minutes.
 
     A small encoder learns to tell kinds of terms apart (territories, languages, currencies, ...)
     in every language. Then one LoRA per language is trained from it, and one LoRA is carried
@@ -51,7 +51,7 @@ def command(
     check_output(target, overwrite=overwrite)
     chosen = languages if languages in ("default", "all") else languages.split(",")
     if not quiet:
-        typer.echo("training, then analysing: about two minutes for twelve languages", err=True)
+        typer.echo("training, then analysing: a few minutes for twelve languages", err=True)
     with progress(quiet=quiet or json) as report:
         run_demo(
             directory,
