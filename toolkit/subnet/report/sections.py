@@ -19,7 +19,7 @@ _MOST_METRICS = 3
 
 #: Per kind of overlap: what was compared, and the measures that get pictures where they are there.
 _KINDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "masks": ("the weights that each language uses", ("jaccard", "sign_agreement")),
+    "masks": ("the parameters that each language uses", ("jaccard", "sign_agreement")),
     "updates": ("the whole change that each language makes", ("cosine", "subspace_similarity")),
     "step_masks": ("what a training stage changed against what each language uses", ("jaccard",)),
     "step_updates": ("a stage's change against each language's", ("cosine",)),
