@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-import types
-import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from subnet import _files
-from subnet.errors import InputError
+from subnet._toml import read_toml
 
 #: Name of the settings file in a checkpoint directory.
 SETTINGS_FILE = "subnet.toml"
-
-
-#: What was expected, in the words of TOML, where pydantic speaks of Python.
-_IN_TOML = {
-    "string_type": "a string",
-    "tuple_type": "a list",
-    "dict_type": "a table",
-    "model_type": "a table",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "missing": "a list of two numbers",
-    "too_long": "a list of two numbers",
-}
 
 
 class _Part(BaseModel):
@@ -111,62 +91,10 @@ def read_settings(directory: Path) -> CheckpointSettings:
     path = directory / SETTINGS_FILE
     if not path.is_file():
         return CheckpointSettings()
-    content = _files.read_toml(path)
-    try:
-        settings = CheckpointSettings.model_validate(content)
-    except ValidationError as error:
-        raise _explain(error, path, content) from error
+    settings = read_toml(CheckpointSettings, path)
     if settings.base is not None:
         _files.inside(settings.base, directory, source=path)
     for stage in settings.stages.values():
         if isinstance(stage.examples, str):
             _files.inside(stage.examples, directory, source=path)
     return settings
-
-
-def _explain(error: ValidationError, path: Path, content: dict[str, Any]) -> InputError:
-    """One line for one problem that pydantic found: a misspelt key before what it left out."""
-    problem = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    where, value = _place(problem["loc"], content)
-    name = ".".join(where)
-    if problem["type"] == "extra_forbidden":
-        known = _keys(CheckpointSettings, where[:-1])
-        near = difflib.get_close_matches(where[-1], known, n=1, cutoff=0.5)
-        return InputError(
-            f"unknown key {name!r}",
-            path=path,
-            expected=f"one of {', '.join(known)}",
-            fix=f"did you mean {near[0]!r}?" if near else "remove it",
-        )
-    if problem["type"] == "missing" and isinstance(value, dict):
-        return InputError(f"{name} has no {problem['loc'][-1]!r}", path=path)
-    said = str(problem["msg"]).removeprefix("Input should be ").lower()
-    return InputError(
-        f"{name} is {value!r}", path=path, expected=_IN_TOML.get(problem["type"], said)
-    )
-
-
-def _place(location: tuple[int | str, ...], content: Any) -> tuple[list[str], Any]:
-    """Keys that lead to a problem in the file itself, without pydantic's own, and what is there."""
-    where = []
-    for part in location:
-        inside_list = isinstance(content, list) and part in range(len(content))
-        if not inside_list and not (isinstance(content, dict) and part in content):
-            break
-        where.append(str(part))
-        content = content[part]
-    return where, content
-
-
-def _keys(model: type[BaseModel], where: list[str]) -> list[str]:
-    """Known keys of the table at `where`."""
-    part: Any = model
-    for name in where:
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            part = part.model_fields[name].annotation
-        if typing.get_origin(part) is dict and name not in CheckpointSettings.model_fields:
-            part = typing.get_args(part)[1]
-        elif isinstance(part, types.UnionType):
-            part = typing.get_args(part)[0]
-    known = isinstance(part, type) and issubclass(part, BaseModel)
-    return sorted(part.model_fields) if known else []
