@@ -70,3 +70,7 @@ class MissingInputError(SubnetError, LookupError):
 
 class OutputError(SubnetError, RuntimeError):
     """The result cannot be written where it was asked to go."""
+
+
+class DivergedError(SubnetError, ArithmeticError):
+    """A training whose loss is no longer finite."""

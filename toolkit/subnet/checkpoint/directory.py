@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from subnet import _files
 from subnet._tables import MAIN_RUN
@@ -28,6 +28,9 @@ from subnet.checkpoint.tensors import ADAPTER_CONFIG, has_model, open_model_stor
 from subnet.checkpoint.update import Change, Difference, Step, Update
 from subnet.errors import FileFormatError, MissingInputError, NotComparableError
 from subnet.language import Language, LanguageIndex
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,46 @@ class Checkpoint:
             if entry.kind == f"{split}_examples":
                 return self._labelled(entry.path)
         raise MissingInputError(f"has no {split}.jsonl", path=self.path)
+
+    @property
+    def joint(self) -> Scores | None:
+        """Scores of a jointly trained model, in `joint/`: the reference of `intransigence`.
+
+        None where there are none. Of several runs the first that has them, or the directory itself.
+        """
+        from subnet.checkpoint.opening import open_checkpoint
+
+        found = next((entry for entry in self.entries if entry.kind == "joint"), None)
+        return None if found is None else open_checkpoint(found.path).scores
+
+    @property
+    def transfer(self) -> pd.DataFrame:
+        """Scores of every language under the parameters that are one language's own.
+
+        Of `transfer.csv`: run, stage, trained_language, language, metric, value, stderr.
+
+        Raises:
+            MissingInputError: There are none.
+        """
+        import pandas as pd
+
+        entries = [entry for entry in self.entries if entry.kind == "transfer"]
+        if not entries:
+            raise MissingInputError(
+                "holds no scores of languages under each other's parameters",
+                path=self.path,
+                expected="transfer.csv, as subnet train writes it where languages share in part",
+            )
+        text = {"language": str, "trained_language": str, "metric": str}
+        frames = []
+        for entry in entries:
+            # A language whose code is `nan` is one.
+            found = pd.read_csv(
+                entry.path, dtype=text, keep_default_na=False, na_values={"stderr": [""]}
+            )
+            found.insert(0, "run", entry.run)
+            frames.append(found)
+        return pd.concat(frames, ignore_index=True)
 
     def holds(self, kind: str) -> bool:
         """Whether an entry of that kind (`scores`, `adapter`, …) was recognised."""

@@ -39,6 +39,7 @@ def survey(root: Root, findings: Findings) -> None:
     survey_records.survey_evaluations(root, findings)
     survey_records.survey_trainer_logs(root, findings)
     survey_records.survey_examples(root, findings)
+    _survey_joint(root, findings)
     _survey_rest(root, findings)
 
 
@@ -46,6 +47,14 @@ def _survey_settings(root: Root, findings: Findings) -> None:
     path = root.path / SETTINGS_FILE
     if path.is_file():
         findings.entries.append(Entry("settings", path, root.run, recognised_as="settings"))
+
+
+def _survey_joint(root: Root, findings: Findings) -> None:
+    """The scores of a model that was trained on all languages at once."""
+    path = root.path / survey_models.JOINT
+    if (path / "scores.csv").is_file():
+        text = "scores of a jointly trained model"
+        findings.entries.append(Entry("joint", path, root.run, recognised_as=text))
 
 
 def _survey_rest(root: Root, findings: Findings) -> None:

@@ -23,8 +23,10 @@ from subnet.language import ORDINARY_WORDS, Language
 #: Folders that hold one model or adapter per language.
 _CONTAINERS = ("adapters", "weights", "models")
 _STAGE = re.compile(r"^(\d+)[-_](.+)$")
+#: Folder of a model that was trained on all languages at once, with its scores.
+JOINT = "joint"
 #: Folders of the layout that are no language's.
-RESERVED = frozenset({"base", "stages", "runs", "masks", "controls", *_CONTAINERS})
+RESERVED = frozenset({"base", "stages", "runs", "masks", "controls", JOINT, *_CONTAINERS})
 
 
 def survey_base(root: Root, findings: Findings) -> None:

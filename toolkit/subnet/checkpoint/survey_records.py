@@ -13,6 +13,9 @@ from subnet.checkpoint.records import ItemFile, ScoreRow
 from subnet.checkpoint.settings import SETTINGS_FILE
 from subnet.errors import FileFormatError
 
+#: Scores of every language under the parameters that are one language's own.
+TRANSFER_FILE = "transfer.csv"
+
 
 def survey_language_table(root: Root, findings: Findings) -> None:
     """What the user says of the languages."""
@@ -34,7 +37,10 @@ def survey_tables(root: Root, findings: Findings) -> None:
         if path.stem == "languages":
             continue
         header = _header(path)
-        if "item" in header:
+        if path.name == TRANSFER_FILE:
+            text = "what each language's own parameters do on every language"
+            findings.entries.append(Entry("transfer", path, root.run, recognised_as=text))
+        elif "item" in header:
             item = ItemFile(path, root.run)
             findings.records.items.append(item)
             findings.entries.append(

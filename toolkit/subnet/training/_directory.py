@@ -1,0 +1,145 @@
+"""What a run writes beside its models: examples, languages, settings, scores."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from subnet._files import new_file
+from subnet._tables import write_csv
+from subnet.training._stages import StageLog
+from subnet.training.corpora import PARTS, Corpus
+from subnet.training.recipe import Recipe
+from subnet.training.tasks import Row, Task
+
+
+def write_corpus(corpus: Corpus, folder: Path) -> None:
+    """`train.jsonl`, `validation.jsonl`, `test.jsonl` and `languages.csv`."""
+    import pandas as pd
+
+    for part in PARTS:
+        rows = getattr(corpus, part)
+        if rows:
+            write_examples(rows, folder / f"{part}.jsonl")
+    write_csv(pd.DataFrame(list(corpus.report)), folder / "languages.csv")
+
+
+def write_examples(rows: Iterable[Row], path: Path) -> None:
+    """One example per line, as JSON."""
+    with new_file(path) as building, building.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(dict(row), ensure_ascii=False) + "\n")
+
+
+def settings_toml(
+    corpus: Corpus,
+    task: Task,
+    *,
+    order: Sequence[str] = (),
+    recipe: Recipe | None = None,
+    stages: bool = True,
+    described: bool = True,
+) -> str:
+    """`subnet.toml` of a cell, of a run, or of both in one; a JSON string is a TOML string too.
+
+    Args:
+        corpus: Whose languages.
+        task: Whose metrics.
+        order: Of a run.
+        recipe: How its stages were trained.
+        stages: Whether they are delivered.
+        described: Whether base, task, languages and metrics are described, as a cell's file does.
+    """
+    lines = ["format = 1"]
+    lines += ['base = "base"'] * described
+    lines += [f"order = {json.dumps(list(order))}"] if order else []
+    if described:
+        lines += [f"task = {json.dumps(task.name)}"]
+        for language in corpus.languages:
+            lines += ["", f"[languages.{json.dumps(language.label)}]"]
+            lines += [f"tag = {json.dumps(language.tag)}"]
+        for name, metric in task.metrics.items():
+            lines += ["", f"[scores.{name}]"]
+            lines += [f"higher_is_better = {json.dumps(metric.higher_is_better)}"]
+            lines += [f"chance = {metric.chance:.6g}"] * (metric.chance is not None)
+            if metric.range is not None:
+                lines += [f"range = {json.dumps(list(metric.range))}"]
+    if recipe is not None and stages:
+        counts = dict.fromkeys(corpus.names, 0)
+        for row in corpus.train:
+            counts[row["language"]] += 1
+        for number, label in enumerate(order, start=1):
+            lines += [
+                "",
+                f"[stages.{json.dumps(f'{number:02d}-{label}')}]",
+                *_rate(recipe),
+                f"steps = {recipe.steps}",
+                f"optimizer = {json.dumps(recipe.optimizer)}",
+                f"examples = {counts[label]}",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def _rate(recipe: Recipe) -> list[str]:
+    """The mean rate of a stage's steps: times their number, it is what they sum to."""
+    import torch
+    from transformers import get_scheduler
+
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=recipe.learning_rate)
+    schedule = get_scheduler(
+        recipe.schedule,
+        optimizer,
+        num_warmup_steps=recipe.warmup_steps,
+        num_training_steps=recipe.steps,
+    )
+    total = 0.0
+    for _ in range(recipe.steps):
+        total += schedule.get_last_lr()[0]
+        optimizer.step()
+        schedule.step()
+    return [f"learning_rate = {float(f'{total / recipe.steps:.12g}')!r}"]
+
+
+def write_scores(log: StageLog, folder: Path) -> None:
+    """`scores.csv`, `items.csv` and, where languages have their own parameters, `transfer.csv`."""
+    for name in ("scores", "items", "transfer"):
+        frame = log.table(name)
+        if frame is not None:
+            with new_file(folder / f"{name}.csv") as building:
+                write_csv(frame, building)
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """The same files in a second place, without a second copy where the disk allows that."""
+    if target.exists():
+        return
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file, place)
+        except OSError:
+            shutil.copy2(file, place)
+
+
+def described(config: Mapping[str, Any], seeds: Mapping[str, int]) -> dict[str, Any]:
+    """What `run.json` says of how a directory came about."""
+    from subnet._tables import versions
+
+    libraries = (
+        "subnet-toolkit", "torch", "transformers", "peft", "accelerate", "tokenizers", "babel",
+    )  # fmt: skip
+    import torch
+
+    return {
+        "experiment": "train",
+        "settings": dict(config),
+        "seeds": dict(seeds),
+        "threads": torch.get_num_threads(),
+        "versions": versions(*libraries),
+    }

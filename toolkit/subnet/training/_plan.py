@@ -1,0 +1,108 @@
+"""What a configuration comes to: cells (a sharing regime at a rank), runs, orders."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from subnet.errors import InputError
+from subnet.training._sequence import derived_seed
+from subnet.training.config import Sharing, TrainingConfig
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One sharing regime at one rank: one checkpoint directory.
+
+    Attributes:
+        name: `full-r8`; `full` where all weights are trained.
+        sharing: How much the languages share.
+        rank: Of LoRA; 0 where all weights are trained.
+    """
+
+    name: str
+    sharing: Sharing
+    rank: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One order with one seed.
+
+    Attributes:
+        name: `order-1`, or `order-1-seed-0` where there are several seeds.
+        order: Labels, first to last.
+        seed: Of adapters and batches.
+    """
+
+    name: str
+    order: tuple[str, ...]
+    seed: int
+
+
+def plan_cells(config: TrainingConfig) -> tuple[Cell, ...]:
+    """The cells of a configuration, in the order in which they are listed."""
+    adaptation = config.adaptation
+    return tuple(
+        Cell(sharing if not rank else f"{sharing}-r{rank}", sharing, rank)
+        for sharing, rank in itertools.product(adaptation.sharings, adaptation.ranks)
+    )
+
+
+def plan_runs(config: TrainingConfig, languages: Sequence[str]) -> tuple[Run, ...]:
+    """The runs of every cell: each order with each seed.
+
+    Raises:
+        InputError: An order repeats a language, lacks one, or names one that is not trained; a seed
+            or order comes twice.
+    """
+    orders = _orders(config, languages)
+    seeds = config.sequence.seeds
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"sequence.seeds is {list(seeds)}", expected="each seed once")
+    return tuple(
+        Run(f"order-{number}" if len(seeds) == 1 else f"order-{number}-seed-{seed}", order, seed)
+        for number, order in enumerate(orders, start=1)
+        for seed in seeds
+    )
+
+
+def _orders(config: TrainingConfig, languages: Sequence[str]) -> list[tuple[str, ...]]:
+    asked = config.sequence.orders
+    if isinstance(asked, int):
+        return _random_orders(config.seed, languages, asked)
+    for order in asked:
+        twice = [label for label in order if order.count(label) > 1]
+        if twice:
+            raise InputError(
+                f"an order of sequence.orders has {twice[0]!r} {order.count(twice[0])} times",
+                expected="each language once",
+            )
+        unknown = [label for label in order if label not in languages]
+        lacking = [label for label in languages if label not in order]
+        if unknown or lacking:
+            raise InputError(
+                f"an order of sequence.orders has {unknown[0]!r}, which is not trained"
+                if unknown
+                else f"an order of sequence.orders lacks {lacking[0]!r}",
+                expected=f"each of {', '.join(languages)} once",
+            )
+    if len(set(asked)) < len(asked):
+        raise InputError("sequence.orders has an order twice", expected="each order once")
+    return [tuple(order) for order in asked]
+
+
+def _random_orders(seed: int, languages: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """Different random orders; the first ones stay what they are when more are asked for."""
+    rng = random.Random(derived_seed(seed, "orders"))  # noqa: S311 - no secret
+    found: dict[tuple[str, ...], None] = {}
+    for _ in range(100 * n):
+        found.setdefault(tuple(rng.sample(list(languages), len(languages))))
+        if len(found) == n:
+            return list(found)
+    raise InputError(
+        f"{len(languages)} languages have {len(found)} orders, and {n} were asked for",
+        expected="fewer orders, or more languages",
+    )

@@ -1,0 +1,31 @@
+"""The processes that train together, as `torchrun` or `accelerate launch` started them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def processes() -> Any:
+    """Accelerate's `PartialState`, on the CPU where there is no GPU.
+
+    Left to itself it sees one process there, until a trainer tells it otherwise.
+    """
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def n_processes() -> int:
+    """How many there are."""
+    return int(processes().num_processes)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files."""
+    return bool(processes().is_main_process)
+
+
+def wait_for_all() -> None:
+    """Go on when every process is here."""
+    processes().wait_for_everyone()

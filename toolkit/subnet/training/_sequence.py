@@ -1,0 +1,239 @@
+"""One run: the languages of one order learnt one after another, all tested after every stage."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from subnet._files import new_directory
+from subnet.errors import DivergedError
+from subnet.training._models import adapted, heads_of, is_of
+from subnet.training._processes import is_first, wait_for_all
+from subnet.training._stages import StageLog, item_rows, score_rows
+from subnet.training._trainer import fit
+from subnet.training.config import Sharing, TrainingConfig
+from subnet.training.corpora import Corpus
+from subnet.training.sharing import Parameters, own_parameters, save_model
+from subnet.training.tasks import Outcome, Row, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Counts one step of the named part: `steps.named("stage 3 (de)")` makes the function.
+Named = Callable[[str], Callable[[], None]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all runs of one cell have in common.
+
+    Attributes:
+        config: The whole configuration.
+        sharing, rank: Of this cell.
+        corpus: Examples.
+        task: How they are fed and scored.
+        base: The model before the sequence; it is copied, never changed.
+        named: Counts steps.
+    """
+
+    config: TrainingConfig
+    sharing: Sharing
+    rank: int
+    corpus: Corpus
+    task: Task
+    base: Any
+    named: Named
+
+
+def derived_seed(*parts: object) -> int:
+    """A seed for one part of an experiment, from the experiment's and the part's name (32 bits)."""
+    text = "/".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
+
+
+def run_seed(config: TrainingConfig, order: Sequence[str], seed: int, *parts: object) -> int:
+    """A seed for one part of a run."""
+    return derived_seed(config.seed, seed, "-".join(order), *parts)
+
+
+class SequenceRun:
+    """The languages of one order, one after another.
+
+    Args:
+        setting: What all runs of the cell have in common.
+        folder: The run's folder.
+        order: Labels, first to last.
+        seed: Of adapters and batches.
+    """
+
+    def __init__(self, setting: Setting, folder: Path, order: Sequence[str], seed: int) -> None:
+        self.setting, self.folder, self.order, self.seed = setting, folder, tuple(order), seed
+        self.log = StageLog(folder)
+        config = setting.config
+        self.model = adapted(
+            setting.base, config.adaptation, setting.rank, self._seed("initialisation")
+        )
+        own = own_parameters(self.model, config.adaptation, setting.sharing)
+        self.parameters = Parameters(self.model, own)
+        self._train = {
+            language: setting.task.encode(
+                [row for row in setting.corpus.train if row["language"] == language]
+            )
+            for language in self.order
+        }
+        heads = heads_of(setting.base)
+        #: Whether the body is carried from stage to stage, so that stages differ by one training.
+        self.carried = all(is_of(name, heads) for name in own)
+
+    def run(self) -> None:
+        """Train what is not trained yet, and write what the run delivers."""
+        done = self._resume()
+        if done < 0:
+            self._enter(0, "base", self._test_base())
+        for number, language in enumerate(self.order, start=1):
+            if number <= done:
+                continue
+            self._train_stage(number, language)
+            tables = self._test(number, language)
+            self._deliver_stage(number, language)
+            self._enter(number, language, tables)
+        self._deliver_languages()
+
+    def _seed(self, *parts: object) -> int:
+        return run_seed(self.setting.config, self.order, self.seed, *parts)
+
+    def _resume(self) -> int:
+        """Put the parameters of the last finished stage into the model, and say which it was."""
+        done = self.log.done
+        if done > 0:
+            self.parameters.load(self.log.shared())
+            if self.parameters.own:
+                for number, language in enumerate(self.order[:done], start=1):
+                    self.parameters.load(self.log.own(number), language)
+        return done
+
+    def _train_stage(self, number: int, language: str) -> None:
+        config = self.setting.config
+        self.parameters.begin(self._seed("adapter", language))
+        doing = f"stage {number} of {len(self.order)} ({language})"
+        resume = None
+        if config.output.save_every and self.log.trainer_folder.is_dir():
+            from transformers.trainer_utils import get_last_checkpoint
+
+            resume = get_last_checkpoint(str(self.log.trainer_folder))
+        try:
+            fit(
+                self.model,
+                self._train[language],
+                config.training.recipe,
+                collate=self.setting.task.collate,
+                seed=self._seed("stage", language),
+                folder=self.log.trainer_folder,
+                on_step=self.setting.named(doing),
+                save_every=config.output.save_every,
+                resume=resume,
+            )
+        except DivergedError as error:
+            last = f"stage {number - 1} is kept" if number > 1 else "nothing is trained yet"
+            raise DivergedError(
+                f"{doing}: {error.found}",
+                path=self.folder,
+                fix=f"{error.fix}; {last}",
+            ) from error
+        if self.parameters.own:
+            self.parameters.keep(language)
+
+    def _test_base(self) -> dict[str, pd.DataFrame]:
+        outcome = self._outcome(self.setting.corpus.test)
+        return self._tables(0, outcome)
+
+    def _test(self, number: int, language: str) -> dict[str, pd.DataFrame]:
+        """Scores of all languages after a stage, each answered for by its own parameters."""
+        import pandas as pd
+
+        rows = self.setting.corpus.test
+        if not self.parameters.own:
+            return self._tables(number, self._outcome(rows))
+        transfer: dict[str, pd.DataFrame] = {}
+        if self.setting.config.evaluation.transfer:
+            self.parameters.put(language)
+            everywhere = self._outcome(rows)
+            found = score_rows(self.setting.task, rows, everywhere, self.setting.corpus.names)
+            frame = pd.DataFrame(found)
+            frame.insert(0, "trained_language", language)
+            frame.insert(0, "stage", number)
+            transfer = {"transfer": frame}
+        groups: dict[str, list[str]] = {}
+        for name in self.setting.corpus.names:
+            groups.setdefault(self.parameters.serving(name), []).append(name)
+        places: list[int] = []
+        parts: list[Outcome] = []
+        for whose, names in groups.items():
+            chosen = [i for i, row in enumerate(rows) if row["language"] in names]
+            self.parameters.put(whose)
+            places += chosen
+            parts.append(self._outcome([rows[i] for i in chosen]))
+        whole = Outcome(
+            {
+                metric: np.concatenate([part.items[metric] for part in parts])
+                for metric in parts[0].items
+            },
+            [output for part in parts for output in part.outputs],
+        )
+        self.parameters.put(language)
+        return self._tables(number, whole.select(np.argsort(places))) | transfer
+
+    def _outcome(self, rows: Sequence[Row]) -> Outcome:
+        return self.setting.task.evaluate(
+            self.model, rows, batch_size=self.setting.config.evaluation.batch_size
+        )
+
+    def _tables(self, number: int, outcome: Outcome) -> dict[str, pd.DataFrame]:
+        import pandas as pd
+
+        rows = self.setting.corpus.test
+        found = score_rows(self.setting.task, rows, outcome, self.setting.corpus.names)
+        tables = {"scores": pd.DataFrame(found), "items": item_rows(rows, outcome)}
+        for frame in tables.values():
+            frame.insert(0, "stage", number)
+        return tables
+
+    def _enter(self, number: int, language: str, tables: dict[str, pd.DataFrame]) -> None:
+        own = self.parameters.own and number > 0
+        if is_first():
+            self.log.write(
+                number,
+                tables,
+                self.parameters.state(),
+                self.parameters.state(language) if own else None,
+            )
+        wait_for_all()
+
+    def _deliver_stage(self, number: int, language: str) -> None:
+        """The model after a stage, where a stage is what one training changed."""
+        keep = self.setting.config.output.stages
+        last = number == len(self.order)
+        if self.carried and (keep == "all" or (keep == "last" and last)):
+            self._deliver(f"stages/{number:02d}-{language}")
+
+    def _deliver_languages(self) -> None:
+        """The model that answers for each language at the end, where languages have their own."""
+        if not self.carried and self.setting.config.output.stages != "none":
+            container = "adapters" if self.setting.config.adaptation.tuning == "lora" else "weights"
+            for language in self.order:
+                self.parameters.put(language)
+                self._deliver(f"{container}/{language}")
+
+    def _deliver(self, name: str) -> None:
+        if is_first():
+            place = self.folder / name
+            shutil.rmtree(place, ignore_errors=True)  # half of a run that was stopped
+            with new_directory(place) as building:
+                save_model(self.model, building)
+        wait_for_all()

@@ -1,0 +1,164 @@
+"""What each finished stage of a run leaves behind, so that a run that was stopped can go on.
+
+`.resume/<NN>/` holds the scores and the trained parameters after stage NN. It appears when it is
+complete; the last one is where a run goes on.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from subnet import _files
+from subnet._tables import write_csv
+from subnet.errors import OutputError
+from subnet.training.tasks import Outcome, Row, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+#: Folder of what a run needs to go on; it goes when the run is done.
+RESUME = ".resume"
+
+_NUMBER = re.compile(r"^\d{2,}$")
+
+
+class StageLog:
+    """The finished stages of one run.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / RESUME
+
+    @property
+    def trainer_folder(self) -> Path:
+        """Where Trainer saves within a stage."""
+        return self.folder / "trainer"
+
+    @property
+    def done(self) -> int:
+        """Number of the last finished stage; −1 before the first."""
+        numbers = {int(path.name) for path in self._folders()}
+        number = -1
+        while number + 1 in numbers:
+            number += 1
+        return number
+
+    def write(
+        self,
+        number: int,
+        tables: Mapping[str, pd.DataFrame],
+        shared: Mapping[str, Tensor],
+        own: Mapping[str, Tensor] | None,
+    ) -> None:
+        """Enter a finished stage; what the one before it shared is no longer needed."""
+        with _files.new_directory(self._place(number), overwrite=True) as place:
+            for name, frame in tables.items():
+                write_csv(frame, place / f"{name}.csv")
+            save_tensors(shared, place / "shared.safetensors")
+            if own is not None:
+                save_tensors(own, place / "own.safetensors")
+            _files.write_json(place / _files.RUN_FILE, {"stage": number})
+        shutil.rmtree(self.trainer_folder, ignore_errors=True)
+        (self._place(number - 1) / "shared.safetensors").unlink(missing_ok=True)
+
+    def shared(self) -> dict[str, Tensor]:
+        """The shared parameters after the last finished stage."""
+        return load_tensors(self._place(self.done) / "shared.safetensors")
+
+    def own(self, number: int) -> dict[str, Tensor]:
+        """The parameters of the language that a stage trained."""
+        return load_tensors(self._place(number) / "own.safetensors")
+
+    def table(self, name: str) -> pd.DataFrame | None:
+        """One of the tables over all finished stages; None where no stage has it."""
+        import pandas as pd
+
+        files = [self._place(number) / f"{name}.csv" for number in range(self.done + 1)]
+        # Names such as 007 and languages such as `nan` stay what they are.
+        text = dict.fromkeys(("language", "trained_language", "item", "metric"), str)
+        frames = [
+            pd.read_csv(file, dtype=text, keep_default_na=False, na_values={"stderr": [""]})
+            for file in files
+            if file.is_file()
+        ]
+        return pd.concat(frames, ignore_index=True) if frames else None
+
+    def remove(self) -> None:
+        """Forget everything: the run is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _place(self, number: int) -> Path:
+        return self.folder / f"{number:02d}"
+
+    def _folders(self) -> Iterator[Path]:
+        if self.folder.is_dir():
+            yield from (path for path in self.folder.iterdir() if _NUMBER.match(path.name))
+
+
+def score_rows(
+    task: Task, rows: Sequence[Row], outcome: Outcome, languages: Sequence[str]
+) -> list[dict[str, Any]]:
+    """language, metric, value, stderr of some languages from results on all examples."""
+    found = []
+    for language in languages:
+        places = [i for i, row in enumerate(rows) if row["language"] == language]
+        own = [rows[i] for i in places]
+        found += [
+            {
+                "language": language,
+                "metric": score.metric,
+                "value": score.value,
+                "stderr": score.stderr,
+            }
+            for score in task.summarise(own, outcome.select(places))
+        ]
+    return found
+
+
+def item_rows(rows: Sequence[Row], outcome: Outcome) -> pd.DataFrame:
+    """language, item, metric, value of every example, in six digits.
+
+    That is more than a float32 loss is good for, and these are the largest tables.
+    """
+    import pandas as pd
+
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "language": [row["language"] for row in rows],
+                    "item": [row["id"] for row in rows],
+                    "metric": metric,
+                    "value": [float(f"{value:.6g}") for value in values],
+                }
+            )
+            for metric, values in outcome.items.items()
+        ],
+        ignore_index=True,
+    )
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors; a disk that is full is an `OutputError`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+    except SafetensorError as error:
+        raise OutputError(f"cannot be written ({error})", path=path) from error
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read tensors that `save_tensors` wrote."""
+    from safetensors.torch import load_file
+
+    return dict(load_file(path))

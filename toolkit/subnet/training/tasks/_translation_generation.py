@@ -1,0 +1,106 @@
+"""What a model writes: greedy or by beams, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from subnet.model._names import base_model
+from subnet.training.tasks._translation_batches import mask_of, pad
+from subnet.training.tasks._translation_encoding import Start
+
+Ids = list[int]
+
+#: Settings of generation that say which tokens must not be written.
+_FORBIDDEN = ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens")
+
+
+def generate(
+    model: Any,
+    prompts: Sequence[Ids],
+    starts: Sequence[Start],
+    *,
+    encoder_decoder: bool,
+    padding: int,
+    end: int,
+    max_new_tokens: int,
+    beams: int,
+) -> list[Ids]:
+    """What a model writes after each prompt.
+
+    What its own generation settings ask for beside (sampling, penalties of repetition, least
+    lengths) is set aside, since it would differ between models; tokens that they forbid stay
+    forbidden, and what they take for an end is one.
+
+    Args:
+        model: In `eval()` mode; PEFT adapters take part.
+        prompts: [n] tokens that it reads.
+        starts: [n] how targets in its direction begin (encoder-decoder).
+        encoder_decoder: Whether the prompt goes to an encoder.
+        padding: Token that fills batches.
+        end: Token that ends a target.
+        max_new_tokens: Most tokens to write, the end included.
+        beams: Width of the search; 1 for greedy.
+
+    Returns:
+        [n] tokens written, up to and without the end.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    inner: Any = base_model(model)
+    own = inner.generation_config
+    ends = {end, *_several(own.eos_token_id)}
+    settings = GenerationConfig(
+        do_sample=False,
+        num_beams=beams,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(ends),
+        pad_token_id=padding,
+        **{name: getattr(own, name, None) for name in _FORBIDDEN},
+    )
+    inputs: dict[str, Any] = {
+        "input_ids": pad(prompts, padding, left=not encoder_decoder),
+        "attention_mask": mask_of(prompts, left=not encoder_decoder),
+    }
+    if encoder_decoder:
+        begun = torch.tensor([_decoder_start(inner, start) for start in starts])
+        inputs["decoder_input_ids"] = begun
+        settings.decoder_start_token_id = begun[:, 0].tolist()
+    device = next(inner.parameters()).device
+    inputs = {name: values.to(device) for name, values in inputs.items()}
+    # Given as an argument, settings would be filled up with the model's own.
+    inner.generation_config = settings
+    try:
+        written = inner.generate(**inputs)
+    finally:
+        inner.generation_config = own
+    begin = inputs["decoder_input_ids" if encoder_decoder else "input_ids"].shape[1]
+    return [_until(row, ends) for row in written[:, begin:].tolist()]
+
+
+def _decoder_start(model: Any, start: Start) -> Ids:
+    """What the decoder has read when it is to write the first token of the text.
+
+    In training the decoder reads the labels one place later, behind a token that the model puts
+    first: one of its configuration, or (mBART) the last label, which is the language.
+    """
+    import torch
+
+    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if shift is not None:
+        first = int(shift(labels=torch.tensor([start.labels], device=model.device))[0, 0])
+    else:
+        first = int(model.config.decoder_start_token_id)
+    return [first, *start.labels[: start.n_before]]
+
+
+def _several(tokens: int | Sequence[int] | None) -> list[int]:
+    if tokens is None:
+        return []
+    return [tokens] if isinstance(tokens, int) else list(tokens)
+
+
+def _until(row: Ids, ends: set[int]) -> Ids:
+    stop = next((place for place, token in enumerate(row) if token in ends), len(row))
+    return row[:stop]
