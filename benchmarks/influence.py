@@ -429,7 +429,9 @@ def report(sizes: Sizes) -> None:
         error = ""
         if found.scores is not None:
             # Nobody's loop: kronfluence is held against ours, which tests hold against dense ones.
-            other = results[_EKFAC[0]].scores if way in _EKFAC else truth
+            other = truth
+            if way in _EKFAC:
+                other = results[_EKFAC[0]].scores if _EKFAC[0] in results else None
             if way != _EKFAC[0] and other is not None:
                 error = f"{abs(found.scores - other).max() / abs(other).max():.0e}"
         print(
@@ -447,20 +449,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--widths", type=int, nargs="+", default=[96, 256])
     parser.add_argument("--quick", action="store_true", help="width 32, few examples")
+    for name in ("train", "test", "tokens", "layers", "batch"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(Sizes, name))
+    parser.add_argument(
+        "--without", nargs="+", default=[], help="leave out ways in whose name one of these stands"
+    )
     given = parser.parse_args()
-    more = {"train": 32, "test": 4, "tokens": 16, "batch": 8} if given.quick else {}
+    for way in [way for way in WAYS if any(part in way for part in given.without)]:
+        del WAYS[way]
+    sizes = Sizes(0, True, given.train, given.test, given.tokens, given.layers, batch=given.batch)
+    if given.quick:
+        sizes = replace(sizes, train=32, test=4, tokens=16, batch=8)
     packages = sorted({package for _, package in WAYS.values()} - {"subnet-toolkit"})
     versions = []
     for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions.append(f"{package} {metadata.version(package)}")
-    print(f"{', '.join(versions)}; 1 of {os.cpu_count()} cores")
-    shown = Sizes(0, lora=True, **more)
-    print(f"{shown.train} training and {shown.test} test examples of up to {shown.tokens} tokens, "
-          f"{shown.layers} layers, batches of {shown.batch}")  # fmt: skip
+    load = f"; {os.getloadavg()[0]:.0f} processes at work" if hasattr(os, "getloadavg") else ""
+    print(f"{', '.join(versions)}; 1 of {os.cpu_count()} cores{load}")
+    print(f"{sizes.train} training and {sizes.test} test examples of up to {sizes.tokens} tokens, "
+          f"{sizes.layers} layers, batches of {sizes.batch}")  # fmt: skip
     for width in [32] if given.quick else given.widths:
         for lora in (True, False):
-            report(Sizes(width, lora=lora, **more))
+            report(replace(sizes, width=width, lora=lora))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import multiprocessing
 import os
 import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ import torch
 import influence_oracles as oracles
 import model_makers as makers
 from checkpoint_makers import quiet
-from subnet.influence import Influence, attribute, self_influence
+from subnet.influence import Influence, attribute, engine, self_influence
 from subnet.influence.store import StoreSettings
 from subnet.influence.storing import store_gradients
 from subnet.model import example_losses
@@ -65,10 +68,14 @@ def fill_store(folder: str) -> None:
     )  # fmt: skip
 
 
-def cases(folder: str) -> dict[str, Any]:
-    """Results by name, of data whose last batches are not whole. Every process calls it."""
+def cases(folder: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """Results by name, of data whose last batches are not whole. Every process calls it.
+
+    With it, by method, the number of examples that went forward and backward in this process.
+    """
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
+    worked: dict[str, int] = {}
     model, collate = oracles.adapted("bert_lora").float(), makers.collate_for("bert_lora")
     # Five batches of training examples, the last of one; three of test examples, of two.
     train = oracles.rows_of("bert", [2 + i % 5 for i in range(17)], 1, "abc")
@@ -78,6 +85,21 @@ def cases(folder: str) -> dict[str, Any]:
     options: dict[str, Any] = {"collate_fn": collate, "batch_size": 4}
     for method in ("tracin", "cosine", "datainf"):
         found[method] = attribute(model, train, test, method=method, **options).scores
+    # What these look at of all training examples, each process looks at for its own.
+    for method, more in FITTED.items():
+        with counted(worked, method):
+            found[f"fitted {method}"] = attribute(
+                model, train, test, method=method, **more, **options
+            ).scores
+    found["self datainf"] = self_influence(model, train, method="datainf", **options)
+    found["self trak"] = self_influence(model, train, method="trak", ridge=0.1, **options)
+    for more in ({}, {"projection": 4}):
+        languages = attribute(
+            model, train, test, method="datainf", level="language", **more, **options
+        )
+        found[f"languages datainf {more}"] = languages.scores
+    few = attribute(model, train[:3], test[:1], method="ekfac", **options)
+    found["few ekfac"] = few.scores
     points = [(own, 0.3), ({k: 2 * v for k, v in own.items()}, 0.1)]
     pointed = {**options, "checkpoints": points}
     found["checkpoints"] = attribute(model, train, test, **pointed).scores
@@ -110,13 +132,41 @@ def cases(folder: str) -> dict[str, Any]:
     rows = [oracles.rows_of("qwen3_lora", [2 + i % 5 for i in range(n)], n) for n in (9, 5)]
     options = {"collate_fn": makers.collate_for("qwen3_lora"), "batch_size": 2}
     found["bfloat16"] = attribute(model, *rows, **options).scores
-    return found
+    return found, worked
+
+
+#: Methods that go through the training examples before they score, and their settings.
+FITTED: dict[str, dict[str, Any]] = {
+    "kfac": {},
+    "ekfac": {"labels": "model", "seed": 3},
+    "datainf": {},
+    "trak": {"ridge": 0.1},
+}
+
+
+@contextlib.contextmanager
+def counted(worked: dict[str, int], name: str) -> Iterator[None]:
+    """Count the examples that are collected meanwhile."""
+    collect = engine.collect
+
+    def counting(*arguments: Any) -> Any:
+        found = collect(*arguments)
+        worked[name] = worked.get(name, 0) + len(found)
+        return found
+
+    engine.collect = counting
+    try:
+        yield
+    finally:
+        engine.collect = collect
 
 
 def save_cases(folder: str) -> None:
-    """What each process found, in a file of its own."""
-    found = cases(folder)
-    np.savez(Path(folder) / f"found-{os.environ['RANK']}.npz", **found)
+    """What each process found, and how much it worked, in files of its own."""
+    found, worked = cases(folder)
+    rank = os.environ["RANK"]
+    np.savez(Path(folder) / f"found-{rank}.npz", **found)
+    Path(folder, f"worked-{rank}.json").write_text(json.dumps(worked))
 
 
 def fail(folder: str, how: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
@@ -14,7 +15,8 @@ import subnet
 from planted_attribution import COPIED, LANGUAGES, N_TEST, N_TRAIN, write_scores, write_stages
 from subnet._tables import COLUMNS
 from subnet.analysis import AttributionSettings, affordable, attribute_checkpoint
-from subnet.errors import MissingInputError
+from subnet.analysis._attribution_examples import of_half
+from subnet.errors import InputError, MissingInputError
 from subnet.relation import relate
 
 FAST = {"ablation": False, "n_permutations": 99}
@@ -112,6 +114,63 @@ def test_it_is_a_predictor_and_the_headline_stays_about_overlap(folder, analysis
         assert after.headline.row[key] == pytest.approx(before.headline.row[key], nan_ok=True)
     assert "Overlap and influence were related" in _paragraph(analysis)
     assert "Overlap was related" in _paragraph(without)
+
+
+def in_half_a(item, seed=0):
+    """By the rule that `measure_forgetting` records: an even first byte of BLAKE2b-8."""
+    return hashlib.blake2b(f"{seed}\n{item}".encode(), digest_size=1).digest()[0] % 2 == 0
+
+
+def write_items(root, ids):
+    """Losses of single items after every stage, and their means."""
+    rng = np.random.default_rng(1)
+    stages = range(len(LANGUAGES) + 1)
+    rows = [(stage, label, item, "loss", rng.random()) for stage in stages for label, item in ids]
+    items = pd.DataFrame(rows, columns=["stage", "language", "item", "metric", "value"])
+    items.to_csv(root / "items.csv", index=False)
+    means = items.groupby(["stage", "language", "metric"], as_index=False)["value"].mean()
+    trained = dict(enumerate(("", *LANGUAGES)))
+    means = means.assign(trained_language=means["stage"].map(trained))
+    means.to_csv(root / "scores.csv", index=False)
+
+
+def test_influence_and_the_effects_that_it_explains_share_no_item(folder, tmp_path):
+    root = copy(folder, tmp_path)
+    test = [json.loads(line) for line in (root / "test.jsonl").read_text().splitlines()]
+    # Of one language the first example is no item: it shares nothing with any effect.
+    free = next(e["id"] for e in test if e["language"] == "sw" and not in_half_a(e["id"]))
+    write_items(root, [(e["language"], e["id"]) for e in test if e["id"] != free])
+    found = subnet.analyze(root, **FAST)
+    used = set(found.influence.scored[0].influence.test["id"])
+    assert used == {e["id"] for e in test if in_half_a(e["id"]) or e["id"] == free}
+    assert 0 < len(used) < len(test)
+    assert found.relation.provenance.settings["half"] == "b"
+    made = found.influence.provenance.settings
+    assert made["half"] == "a"
+    assert made["runs"]["main"]["n_test_in_other_half"] == len(test) - len(used)
+    # The numbers are those of a directory that has no other test examples.
+    kept = [json.dumps(e) for e in test if e["id"] in used]
+    (root / "test.jsonl").write_text("\n".join(kept) + "\n")
+    whole = AttributionSettings(checkpoints="stages", n_train=64, n_test=32, batch_size=32)
+    expected = attribute_checkpoint(subnet.open_checkpoint(root), whole).to_frame()
+    pd.testing.assert_frame_equal(found.tables["influence"], expected, rtol=1e-4)
+
+
+def test_a_half_is_taken_of_examples_that_are_items_and_only_where_asked(folder, tmp_path):
+    root = copy(folder, tmp_path)
+    test = [json.loads(line) for line in (root / "test.jsonl").read_text().splitlines()]
+    other = [e for e in test if e["language"] == "fr" and not in_half_a(e["id"])]
+    write_items(root, [("fr", e["id"]) for e in other] + [("de", "unknown")])
+    checkpoint = subnet.open_checkpoint(root)
+    for half, n in ((None, len(test)), ("a", len(test) - len(other)), ("b", len(test))):
+        kept, warnings = of_half(checkpoint, test, half, 0)
+        assert (len(kept), warnings) == (n, [])
+    lone = [e for e in test if e["language"] != "fr"] + other
+    kept, (warning,) = of_half(checkpoint, lone, "a", 0)
+    assert {e["language"] for e in kept} == set(LANGUAGES) - {"fr"}
+    assert warning.startswith("influence on fr is not known: all test examples are of the half")
+    with pytest.raises(InputError, match="half is 'c'; expected 'a' or 'b' or None"):
+        AttributionSettings(half="c")
 
 
 def test_the_sign_of_influence_is_that_of_the_effects_it_foretells():

@@ -27,7 +27,7 @@ from planted_attribution import (
     write_scores,
     write_stages,
 )
-from subnet.influence import Influence, attribute, find_method, self_influence
+from subnet.influence import Influence, attribute, find_method, method_names, self_influence
 from subnet.model import load_model
 from subnet.subnetwork import load_subnetworks, random_like
 from subnet_cli.further import with_settings
@@ -312,6 +312,30 @@ def test_methods_are_listed_with_their_settings(subnet):
         assert f"\n{name}\n" in f"\n{out}"
         assert find_method(name).name == name
     assert "damping_scale=0.1" in out
+    # Each says in a line what it is.
+    assert all(line.startswith("  ") for line in out.splitlines() if line not in method_names())
+    assert all(find_method(name).summary in out for name in method_names())
+    assert all(find_method(name).summary for name in method_names())
+
+
+def test_the_fidelity_of_a_projection_is_said(small, subnet):
+    code, out, _ = subnet("attribute", small, "--projection", "4", "--fidelity", "2")
+    assert code == 0
+    kept = Influence.load("small-influence/scores").provenance.settings["fidelity"]
+    low, high = kept["ci_low"], kept["ci_high"]
+    assert f"Spearman {kept['value']:.3f} [{low:.3f}, {high:.3f}] over 2 seeds" in out
+
+
+def test_accelerate_that_starts_one_process_of_several_is_said(small, subnet, monkeypatch):
+    # What `accelerate launch --num_processes 2` gives the only process it starts without a GPU.
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.delenv("RANK", raising=False)
+    code, _, err = subnet("attribute", small, "--method", "random")
+    assert code == 0
+    assert err.startswith("warning: accelerate started one process, not several")
+    assert "--multi_gpu" in err
+    assert subnet("attribute", small, "--method", "random", "--quiet", "--out", "x")[2] == ""
 
 
 def test_help_ends_with_an_example_and_its_output(subnet):
@@ -428,19 +452,31 @@ def test_a_language_that_no_stage_trained_is_left_out_and_said(small, subnet):
     ids=["torchrun", "accelerate"],
 )  # fmt: skip
 def test_two_processes_give_the_result_of_one_and_one_of_them_speaks(small, subnet, launcher):
-    assert subnet("attribute", small, "--examples", "7", "--quiet")[0] == 0
-    launch = [
-        sys.executable, "-m", *launcher, "-m", "subnet_cli", "attribute", small, "--examples", "7",
-    ]  # fmt: skip
-    done = subprocess.run(
-        [*launch, "--out", "two"], capture_output=True, text=True, check=True, timeout=600
-    )
-    assert done.stdout.count("Influence by tracin") == 1
-    np.testing.assert_allclose(
-        Influence.load("two/scores").scores,
-        Influence.load("small-influence/scores").scores,
-        rtol=1e-5,
-    )
+    command = ("attribute", str(small), "--examples", "7")
+    launch = [sys.executable, "-m", *launcher, "-m", "subnet_cli", *command]
+    stored, ekfac = ("--store", "gradients-{}"), ("--method", "ekfac", "--level", "language")
+    for more in (stored, ekfac):
+        one, two = ([part.format(name) for part in more] for name in ("one", "two"))
+        assert subnet(*command, *one, "--out", "one", "--quiet", "--overwrite")[0] == 0
+        done = subprocess.run(
+            [*launch, *two, "--out", "two", "--overwrite"],
+            capture_output=True, text=True, check=True, timeout=600,
+        )  # fmt: skip
+        assert done.stdout.count("Influence by ") == 1
+        expected, found = (table(folder=name).set_index("measure") for name in ("one", "two"))
+        for measure in expected.index.unique():
+            values = expected.loc[measure, "value"].astype(float)
+            scale = values.abs().max()
+            np.testing.assert_allclose(
+                found.loc[measure, "value"].astype(float), values, rtol=1e-6, atol=1e-6 * scale
+            )
+        if more is stored:
+            scores = [Influence.load(f"{name}/scores").scores for name in ("one", "two")]
+            np.testing.assert_allclose(
+                scores[1], scores[0], rtol=1e-6, atol=1e-6 * np.abs(scores[0]).max()
+            )
+            for path in Path("gradients-one").iterdir():
+                assert (Path("gradients-two") / path.name).read_bytes() == path.read_bytes()
     refused = subprocess.run(
         [*launch, "--out", "x", "--set", "a=1"], capture_output=True, text=True, timeout=600
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -28,13 +29,14 @@ def hashes(folder):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """What one process finds, and the folder of its stores."""
+    """What one process finds, the folder of its stores, and how many examples it looked at."""
     folder = tmp_path_factory.mktemp("alone")
-    return processes.cases(str(folder)), folder
+    found, worked = processes.cases(str(folder))
+    return found, folder, worked
 
 
 def check_equal(found, alone):
-    expected, _ = alone
+    expected = alone[0]
     assert found.files == list(expected)
     for name, values in expected.items():
         scale = np.abs(values).max()
@@ -43,7 +45,7 @@ def check_equal(found, alone):
 
 
 def check_stores(folder, alone):
-    _, other = alone
+    other = alone[1]
     for name in ("store", "train", "test"):
         assert hashes(folder / name) == hashes(other / name)
     assert len(GradientStore.open(folder / "store").header.shards) == 10
@@ -55,6 +57,11 @@ def test_two_processes_give_the_result_of_one(tmp_path, alone):
     for rank in range(2):
         check_equal(np.load(tmp_path / f"found-{rank}.npz"), alone)
     check_stores(tmp_path, alone)
+    # Each did its part and no more, of what methods look at before they score, too.
+    worked = [json.loads((tmp_path / f"worked-{rank}.json").read_text()) for rank in range(2)]
+    for method, total in alone[2].items():
+        assert worked[0][method] + worked[1][method] == total, method
+        assert worked[1][method] > 0.4 * total, method
 
 
 def launched(folder, launcher):

@@ -49,6 +49,14 @@ def command(
             show_default=False,
         ),
     ] = None,
+    probes: Annotated[
+        bool | None,
+        typer.Option(
+            help="Probe what representations encode, before training and after it.  [default: "
+            "where it takes about a minute]",
+            show_default=False,
+        ),
+    ] = None,
     metric: options.Metric = None,
     permutations: options.Permutations = 9999,
     seed: options.Seed = 0,
@@ -59,13 +67,15 @@ def command(
     """Compute everything that a checkpoint allows, and write the report.
 
     Recognises what is there (adapters, fine-tuned weights, masks, stages, scores), computes
-    overlap, forgetting and their relation, and says what file each missing analysis wants.
+    overlap, forgetting and their relation, probes representations, and says what file each missing
+    analysis wants.
     Writes report.html, summary.json, run.json, tables/, graphs/ and figures/; nothing is written
     into the checkpoint.
     """
     from subnet._files import check_output
     from subnet.analysis import analyze
     from subnet.checkpoint import open_checkpoint
+    from subnet_probes.report_extension import ProbeExtension
 
     checkpoint = open_checkpoint(paths)
     target = out or Path(f"{checkpoint.name}-analysis")
@@ -83,6 +93,7 @@ def command(
             metric=metric,
             n_permutations=permutations,
             seed=seed,
+            extensions=[ProbeExtension(probes, seed, report)],
             progress=report,
         )
         analysis.save(target, overwrite=overwrite)

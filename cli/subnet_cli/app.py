@@ -20,7 +20,18 @@ import typer
 
 from subnet import __version__
 from subnet.errors import SubnetError
-from subnet_cli import analyze, attribute, convert, demo, extract, inspect, overlap, relate
+from subnet_cli import (
+    analyze,
+    attribute,
+    convert,
+    demo,
+    extract,
+    inspect,
+    overlap,
+    probe,
+    relate,
+    train,
+)
 from subnet_cli.console import is_first
 
 app = typer.Typer(
@@ -35,7 +46,9 @@ app = typer.Typer(
 )
 
 
-def _saying_when_interrupted(command: Callable[..., None]) -> Callable[..., None]:
+def _saying_when_interrupted(
+    command: Callable[..., None], what_is_left: str
+) -> Callable[..., None]:
     """Say so and exit with 130: Typer itself stays silent."""
 
     @functools.wraps(command)
@@ -43,15 +56,17 @@ def _saying_when_interrupted(command: Callable[..., None]) -> Callable[..., None
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:
-            typer.echo("subnet: interrupted; nothing was left behind", err=True)
+            typer.echo(f"subnet: interrupted; {what_is_left}", err=True)
             raise typer.Exit(130) from None
 
     return wrapped
 
 
-for module in (demo, analyze, inspect, extract, convert, overlap, attribute, relate):
+_COMMANDS = (demo, analyze, inspect, extract, convert, overlap, attribute, relate, probe, train)
+for module in _COMMANDS:
     register = app.command(module.NAME, short_help=module.SUMMARY, epilog=module.EXAMPLE)
-    register(_saying_when_interrupted(module.command))
+    left = getattr(module, "INTERRUPTED", "nothing was left behind")
+    register(_saying_when_interrupted(module.command, left))
 
 
 def _version(wanted: bool) -> None:

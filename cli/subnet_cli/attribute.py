@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,28 +29,40 @@ Example:
 \b
   subnet attribute demo --method ekfac --set damping=0.1 --level language
   subnet attribute demo --subnetwork demo-masks --random 5
+
+\b
+In many processes, on GPUs or not, with the result of one:
   torchrun --nproc_per_node 2 -m subnet_cli attribute demo --store gradients
+  accelerate launch --multi_gpu --num_processes 2 -m subnet_cli attribute demo
 """
+
+_ONE_PROCESS = (
+    "accelerate started one process, not several: without --multi_gpu it starts several only for "
+    "GPUs that it finds. accelerate launch --multi_gpu --num_processes 2, or torchrun "
+    "--nproc_per_node 2, starts two on the CPU, too"
+)
 
 
 def _list_methods(wanted: bool) -> None:
     if not wanted:
         return
-    import inspect
     from dataclasses import fields
 
-    from subnet.influence import find_method
-    from subnet.influence.methods import _METHODS
+    from subnet.influence import find_method, method_names
 
-    for name in sorted(_METHODS):
+    for name in method_names():
         method = find_method(name)
         kind = method.settings
-        own = [] if kind is None else [e for e in fields(kind) if e.name not in method.fixed]
+        own = (
+            []
+            if kind is None
+            else [e for e in fields(kind) if e.name != "seed" and e.name not in method.fixed]
+        )
         typer.echo(name)
-        if kind is not None:
-            typer.echo(f"  {(inspect.getdoc(kind) or '').splitlines()[0]}")
+        if method.summary:
+            typer.echo(f"  {method.summary}")
         if own:
-            typer.echo(f"  {' '.join(f'{entry.name}={entry.default}' for entry in own)}")
+            typer.echo(f"  --set {' '.join(f'{entry.name}={entry.default}' for entry in own)}")
     raise typer.Exit
 
 
@@ -193,6 +206,8 @@ def command(
     from subnet.analysis import AttributionSettings, attribute_checkpoint, write_attribution
     from subnet.checkpoint import open_checkpoint
 
+    if not quiet and _is_one_of_many_asked():
+        typer.echo(f"warning: {_ONE_PROCESS}", err=True)
     settings = AttributionSettings(
         method=method,
         level=level,
@@ -229,6 +244,7 @@ def command(
         typer.echo(to_json(found.frame.to_dict(orient="records")))
     elif not quiet:
         print_table(by_test_language(found), title=f"Influence by {method}, written to {target}/")
+        _print_fidelity(found)
         _print_comparison(found)
 
 
@@ -259,6 +275,28 @@ def by_test_language(found: Attribution) -> pd.DataFrame:
 
 def _value(own: pd.DataFrame, measure: str, column: str) -> float:
     return float(own[column].astype(float).get(measure, float("nan")))
+
+
+def _is_one_of_many_asked() -> bool:
+    """Whether accelerate was to start several processes and started one.
+
+    It then leaves an address at which they would have met, and no rank.
+    """
+    names = ("ACCELERATE_USE_CPU", "MASTER_PORT")
+    return all(name in os.environ for name in names) and "RANK" not in os.environ
+
+
+def _print_fidelity(found: Attribution) -> None:
+    for scored in found.scored:
+        kept = scored.influence.provenance.settings.get("fidelity")
+        if kept is None:
+            continue
+        within = f" within subnetworks ({scored.subnetwork})" if scored.subnetwork else ""
+        typer.echo(
+            f"  Projected scores of {scored.run}{within} rank training examples as exact ones do: "
+            f"Spearman {kept['value']:.3f} [{kept['ci_low']:.3f}, {kept['ci_high']:.3f}] over "
+            f"{len(kept['seeds'])} seeds"
+        )
 
 
 def _print_comparison(found: Attribution) -> None:

@@ -46,6 +46,7 @@ def command(
     from subnet._files import check_output
     from subnet.analysis import analyze
     from subnet.training import run_demo
+    from subnet_probes.report_extension import ProbeExtension
 
     target = out or Path(f"{directory.absolute().name}-analysis")
     check_output(target, overwrite=overwrite)
@@ -60,7 +61,8 @@ def command(
             progress=report or False,
             overwrite=overwrite,
         )
-        analysis = analyze(directory, seed=seed, progress=report)
+        probes = ProbeExtension(None, seed, report)
+        analysis = analyze(directory, seed=seed, extensions=[probes], progress=report)
         analysis.save(target, overwrite=overwrite)
     if json:
         typer.echo((target / "summary.json").read_text(encoding="utf-8"), nl=False)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
 from subnet_cli import options
 from subnet_cli.console import print_table, progress
 from subnet_cli.further import with_further
+
+if TYPE_CHECKING:
+    from subnet.analysis import Addition
+    from subnet.checkpoint import Checkpoint
+    from subnet.forgetting import Forgetting
 
 NAME = "relate"
 SUMMARY = "Relate overlap to what was forgotten."
@@ -26,6 +35,15 @@ def command(
     scope: options.Scope = None,
     further: options.Further = None,
     masks: options.Masks = None,
+    representations: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="TABLE",
+            help="Relate similarity of representations too: representation_similarity.csv or "
+            "probe_transfer.csv, as subnet probe writes them; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
     permutations: options.Permutations = 9999,
     seed: options.Seed = 0,
     json: options.Json = False,
@@ -40,6 +58,7 @@ def command(
     from subnet.analysis import analyze
     from subnet.errors import MissingInputError
 
+    extensions = [_Tables(tuple(representations))] if representations else []
     with progress(quiet=quiet or json) as report:
         analysis = analyze(
             paths,
@@ -51,6 +70,7 @@ def command(
             metric=metric,
             n_permutations=permutations,
             seed=seed,
+            extensions=extensions,
             progress=report,
         )
     if analysis.relation is None:
@@ -64,3 +84,39 @@ def command(
         rows = frame[frame["module"] == ""]
         columns = ["predictor", "measure", "method", "estimate", "ci_low", "ci_high", "p_value"]
         print_table(rows[[*columns, "q_value", "testable"]], title="Relation, whole model")
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """Similarity of representations that was measured before, as predictors."""
+
+    paths: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        return "representations"
+
+    def __call__(self, checkpoint: Checkpoint, forgetting: Forgetting | None) -> Addition:  # noqa: ARG002 as extensions are called
+        import pandas as pd
+
+        from subnet._tables import MAIN_RUN
+        from subnet.analysis import Addition
+        from subnet.errors import InputError, MissingInputError
+
+        frames = {}
+        for path in self.paths:
+            if not path.is_file():
+                raise MissingInputError(
+                    "does not exist", path=path, expected="a table that subnet probe wrote"
+                )
+            try:
+                # A language may be called "nan" or "NA".
+                frame = pd.read_csv(
+                    path, dtype={"layer": str, "run": str}, keep_default_na=False, na_values=[""]
+                )
+            except (ValueError, UnicodeDecodeError) as error:
+                raise InputError(
+                    f"is no table ({error})", path=path, expected="comma-separated values"
+                ) from error
+            frames[path.stem] = frame if "run" in frame else frame.assign(run=MAIN_RUN)
+        return Addition(representations=frames)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from subnet_probes._measure import Measure
     from subnet_probes.agreement import unit_agreement
     from subnet_probes.canonical import PWCCA, SVCCA
+    from subnet_probes.checkpoint_probing import probe_checkpoint
+    from subnet_probes.checkpoint_probing_result import CheckpointProbing
+    from subnet_probes.checkpoint_probing_settings import CheckpointProbingSettings
     from subnet_probes.cka import CKA, StreamedCKA, linear_cka
     from subnet_probes.comparison import compare
     from subnet_probes.control import control_labels, permuted_labels
@@ -26,12 +29,15 @@ if TYPE_CHECKING:
     from subnet_probes.languages import language_similarity
     from subnet_probes.mdl import Codelength, online_codelength
     from subnet_probes.measures import MEASURES
+    from subnet_probes.model_units import rank_model_units
     from subnet_probes.probe import Probe, RegressionProbe
     from subnet_probes.probe_settings import ProbeSettings
     from subnet_probes.probing import probe_labels, probe_language, probe_tokens
     from subnet_probes.probing_result import Probing, Transfer
     from subnet_probes.procrustes import Procrustes
     from subnet_probes.ranking import UnitRanking, rank_units
+    from subnet_probes.report import report_sections
+    from subnet_probes.report_extension import ProbeExtension
     from subnet_probes.representation import Representations
     from subnet_probes.retrieval import Retrieval, nearest_neighbours
     from subnet_probes.splits import grouped_folds, split_groups
@@ -43,12 +49,15 @@ __all__ = [
     "MEASURES",
     "PWCCA",
     "SVCCA",
+    "CheckpointProbing",
+    "CheckpointProbingSettings",
     "Codelength",
     "Cosine",
     "CosineContrast",
     "DistanceRegression",
     "Measure",
     "Probe",
+    "ProbeExtension",
     "ProbeSettings",
     "Probing",
     "Procrustes",
@@ -68,11 +77,14 @@ __all__ = [
     "nearest_neighbours",
     "online_codelength",
     "permuted_labels",
+    "probe_checkpoint",
     "probe_labels",
     "probe_language",
     "probe_tokens",
+    "rank_model_units",
     "rank_units",
     "regress",
+    "report_sections",
     "representations",
     "split_groups",
     "unit_agreement",
@@ -89,6 +101,7 @@ if not TYPE_CHECKING:
             "DistanceRegression",
             "regress",
         ),
+        "model_units": ("rank_model_units",),
         "mdl": (
             "Codelength",
             "online_codelength",
@@ -117,6 +130,9 @@ if not TYPE_CHECKING:
         ),
         "transfer": ("cross_lingual_transfer",),
         "canonical": ("PWCCA", "SVCCA"),
+        "checkpoint_probing": ("probe_checkpoint",),
+        "checkpoint_probing_result": ("CheckpointProbing",),
+        "checkpoint_probing_settings": ("CheckpointProbingSettings",),
         "cka": ("CKA", "StreamedCKA", "linear_cka"),
         "comparison": ("compare",),
         "cosine": ("Cosine", "CosineContrast"),
@@ -125,6 +141,8 @@ if not TYPE_CHECKING:
         "measures": ("MEASURES",),
         "_measure": ("Measure",),
         "procrustes": ("Procrustes",),
+        "report": ("report_sections",),
+        "report_extension": ("ProbeExtension",),
         "representation": ("Representations",),
         "retrieval": ("Retrieval", "nearest_neighbours"),
         "stages": ("drift",),

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 
+from subnet_probes._fitting import answers
 from subnet_probes._resampling import METRICS, GroupBootstrap, interval
 from subnet_probes._sources import Array
 from subnet_probes.control import control_labels, permuted_labels
-from subnet_probes.mdl import Codelength, online_codelength
+from subnet_probes.mdl import codelengths
 from subnet_probes.probe_settings import ProbeSettings
 from subnet_probes.splits import grouped_folds
 
@@ -145,13 +146,9 @@ def evaluate(
     if task.bootstrap is None:
         return [{"metric": metric, **sizes, "reason": task.reason} for metric in METRICS], 0
     targets = np.vstack([task.labels, task.random, task.control])
-    unconverged = 0
-    predicted = np.empty_like(targets)
-    for number, labels in enumerate(targets):
-        predicted[number], failed = predict_out_of_fold(
-            probe, x, labels, task.fold, settings.holdout
-        )
-        unconverged += failed
+    predicted, unconverged = predict_out_of_fold(
+        probe, x, targets, task.fold, settings.holdout, len(task.classes)
+    )
     majority = _majority(task.labels, task.fold, settings.holdout)
     k = len(task.classes)
     found = task.bootstrap.scores(
@@ -187,32 +184,29 @@ def evaluate(
 
 
 def predict_out_of_fold(
-    probe: Any, x: Array, labels: Codes, fold: Codes, holdout: bool
+    probe: Any, x: Array, targets: Codes, fold: Codes, holdout: bool, n_classes: int
 ) -> tuple[Codes, int]:
-    """Predictions [n] by probes that saw no group of what they predict, −1 where untested.
+    """Predictions [p, n] by probes that saw no group of what they predict, −1 where untested.
+
+    Args:
+        probe: A scikit-learn classifier.
+        x: [n, d].
+        targets: [p, n], sets of labels.
+        fold: [n].
+        holdout: Whether the first fold alone is predicted.
+        n_classes: k.
 
     Returns:
         Predictions, and how many fits did not converge.
     """
-    predicted = np.full(len(labels), -1, dtype=np.intp)
+    predicted = np.full(targets.shape, -1, dtype=np.intp)
     failed = 0
     for number in range(1 if holdout else int(fold.max()) + 1):
         train, test = fold != number, fold == number
-        predicted[test], bad = fit_predict(probe, x[train], labels[train], x[test])
-        failed += bad
+        found = answers(probe, x[train], targets[:, train], x[test], n_classes)
+        predicted[:, test] = found.predicted
+        failed += found.failed
     return predicted, failed
-
-
-def fit_predict(probe: Any, x: Array, labels: Codes, test: Array) -> tuple[Codes, bool]:
-    """Predictions for test [m, d], and whether the solver stopped short."""
-    if not len(test):
-        return np.zeros(0, dtype=np.intp), False
-    if (labels == labels[0]).all():
-        return np.full(len(test), labels[0]), False
-    fitted = clone(probe).fit(x, labels)
-    limit = getattr(fitted, "max_iter", None)
-    stopped = limit is not None and int(np.max(getattr(fitted, "n_iter_", 0))) >= limit
-    return np.asarray(fitted.predict(test), dtype=np.intp), stopped
 
 
 def _codelengths(
@@ -223,20 +217,17 @@ def _codelengths(
         probes = [clone(probe).set_params(C=c) for c in settings.mdl_C]
     classes = np.arange(len(task.classes))
 
-    def coded(labels: Codes) -> Codelength:
-        return online_codelength(
-            probes, x, labels, groups=task.groups, fractions=settings.fractions,
-            classes=classes, seed=seed,
-        )  # fmt: skip
-
-    own = coded(task.labels)
+    own, *control = codelengths(
+        probes, x, [task.labels, *task.control], groups=task.groups,
+        fractions=settings.fractions, classes=classes, seed=seed,
+    )  # fmt: skip
     found = {
         "codelength": own.bits,
         "compression": own.compression,
         "prior_codelength": own.prior_bits,
     }
-    if len(task.control):
-        found["control_codelength"] = _mean([coded(labels).bits for labels in task.control])
+    if control:
+        found["control_codelength"] = _mean([coded.bits for coded in control])
     return found
 
 

@@ -29,7 +29,9 @@ def unit_agreement(
         rankings: Of layers whose units are the mask's: a ranking of hidden states (width d) and a
             mask of feed-forward neurons (width 4d) are of different units.
         mask: [d] booleans, or a `Subnetwork` of neurons or heads.
-        parameter: Which entry of the subnetwork, `layers.3.neurons`; needed where it has several.
+        parameter: Which entry of the subnetwork, `layers.3.neurons`; needed where it has several,
+            unless the rankings are named as entries are (`rank_model_units`): each then meets its
+            own.
         k: How many first units; by default as many as the mask selects.
 
     Returns:
@@ -44,10 +46,12 @@ def unit_agreement(
     """
     import pandas as pd
 
-    name, selected = _selected(mask, parameter)
     several = [rankings] if isinstance(rankings, UnitRanking) else list(rankings)
+    entries = getattr(mask, "shapes", {})
     rows = []
     for ranking in several:
+        own = ranking.layer if parameter is None and ranking.layer in entries else parameter
+        name, selected = _selected(mask, own)
         d, m = len(ranking.scores), int(selected.sum())
         if len(selected) != d:
             raise NotComparableError(

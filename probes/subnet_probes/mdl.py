@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
-from sklearn.base import clone
 
 from subnet.errors import InputError
+from subnet_probes._fitting import answers
 from subnet_probes._quiet import quiet_fits
 
 if TYPE_CHECKING:
@@ -115,8 +115,40 @@ def online_codelength(
         InputError: Shares do not increase to 1, there are fewer than two classes, or lengths
             differ.
     """
-    x, labels = np.asarray(X), np.asarray(y)
     probes = list(probe) if isinstance(probe, list | tuple) else [probe]
+    (found,) = codelengths(
+        probes, X, [y], groups=groups, fractions=fractions, classes=classes, shuffle=shuffle,
+        seed=seed,
+    )  # fmt: skip
+    return found
+
+
+def codelengths(
+    probes: Sequence[Any],
+    X: ArrayLike,  # noqa: N803 scikit-learn's name
+    targets: Sequence[ArrayLike],
+    *,
+    groups: ArrayLike | None = None,
+    fractions: Sequence[float] = FRACTIONS,
+    classes: ArrayLike | None = None,
+    shuffle: bool = True,
+    seed: int = 0,
+) -> list[Codelength]:
+    """Codelengths of several sets of labels, sent in the same order; see `online_codelength`.
+
+    Args:
+        probes: The probes of the mixture.
+        X: [n, d].
+        targets: Sets of labels, [n] each.
+        groups: As of `online_codelength`, as what follows.
+        fractions: Ends of the blocks.
+        classes: The labels that could be sent; those of all sets by default.
+        shuffle: Whether the order is random.
+        seed: Of the order.
+    """
+    x, sets = np.asarray(X), [np.asarray(labels) for labels in targets]
+    labels = np.concatenate(sets)
+    length = len(sets[0])
     shares = np.asarray(fractions, dtype=float)
     if not shares.size or shares[0] <= 0 or shares[-1] != 1 or (np.diff(shares) <= 0).any():
         raise InputError(
@@ -126,50 +158,45 @@ def online_codelength(
     k = len(names)
     if k < 2:
         raise InputError(f"there are labels of {k} class", expected="at least two classes")
-    members = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    if not len(x) == len(labels) == len(members):
+    members = np.arange(length) if groups is None else np.asarray(groups)
+    if not len(x) == length == len(members):
         raise InputError(
-            f"there are {len(x)} representations, {len(labels)} labels, {len(members)} groups",
+            f"there are {len(x)} representations, {length} labels, {len(members)} groups",
             expected="as many of each",
         )
     if not np.isin(labels, names).all():
         raise InputError(
             "some labels are not among the classes", expected=", ".join(map(str, names))
         )
-    codes = np.searchsorted(names, labels)
     order, sizes = _sending_order(members, np.random.default_rng([seed, 3]) if shuffle else None)
-    x, codes = x[order], codes[order]
+    codes = np.searchsorted(names, np.stack(sets))[:, order]
+    x = x[order]
     reached = np.cumsum(sizes)
     # n·share may lie a rounding error above a whole number
-    wanted = np.ceil(shares * len(codes) - 1e-9)
+    wanted = np.ceil(shares * length - 1e-9)
     ends = np.unique(reached[np.searchsorted(reached, wanted)])
     first = float(ends[0] * math.log2(k))
-    coded = [
-        [
-            _bits(
-                *_seen(codes[:start], k),
-                one,
-                x[:start],
-                codes[:start],
-                x[start:end],
-                codes[start:end],
-            )
-            for start, end in itertools.pairwise(ends)
-        ]
-        for one in (None, *probes)
+    blocks = [
+        _block_bits(probes, x[:end], codes[:, :end], int(start), k)
+        for start, end in itertools.pairwise(ends)
     ]
-    by_probe = np.cumsum(coded[1:], axis=1)  # [probes, blocks after the first]
-    mixed = -logsumexp(-by_probe * math.log(2), axis=0, b=1 / len(probes)) / math.log(2)
-    blocks = (first, *np.diff(mixed, prepend=0.0).tolist())
-    return Codelength(
-        bits=float(sum(blocks)),
-        uniform_bits=float(len(codes) * math.log2(k)),
-        prior_bits=first + float(sum(coded[0])),
-        ends=tuple(int(end) for end in ends),
-        block_bits=blocks,
-        n=len(codes),
-        n_classes=k,
-    )
+    prior = sum((bits for bits, _ in blocks), np.zeros(len(sets)))
+    coded = np.array([bits for _, bits in blocks]).reshape(-1, len(probes), len(sets))
+    by_probe = np.cumsum(coded, axis=0)  # [blocks after the first, probes, sets]
+    mixed = -logsumexp(-by_probe * math.log(2), axis=1, b=1 / len(probes)) / math.log(2)
+    steps = np.diff(mixed, axis=0, prepend=np.zeros((1, len(sets))))
+    return [
+        Codelength(
+            bits=float(first + own.sum()),
+            uniform_bits=float(length * math.log2(k)),
+            prior_bits=first + float(by_frequency),
+            ends=tuple(int(end) for end in ends),
+            block_bits=(first, *own.tolist()),
+            n=length,
+            n_classes=k,
+        )
+        for own, by_frequency in zip(steps.T, prior, strict=True)
+    ]
 
 
 def _sending_order(
@@ -185,28 +212,37 @@ def _sending_order(
     return np.argsort(place[codes], kind="stable"), sizes[order]
 
 
-def _seen(codes: NDArray[np.intp], k: int) -> tuple[NDArray[np.intp], int]:
-    return np.bincount(codes, minlength=k), len(codes)
+def _block_bits(
+    probes: Sequence[Any], x: NDArray[Any], codes: NDArray[np.intp], m: int, k: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Bits of what follows the first m examples: by label frequencies [sets], and by each probe.
 
+    Args:
+        probes: The probes.
+        x: [end, d].
+        codes: [sets, end].
+        m: Examples that were sent before.
+        k: Number of classes.
 
-def _bits(
-    counts: NDArray[np.intp],
-    m: int,
-    probe: Any,
-    x: NDArray[Any],
-    codes: NDArray[np.intp],
-    next_x: NDArray[Any],
-    next_codes: NDArray[np.intp],
-) -> float:
-    """Bits of the next block for a probe, or for label frequencies where there is none."""
-    k = len(counts)
-    present = np.flatnonzero(counts)
-    if probe is None or len(present) == 1:
-        p = (counts / m)[next_codes]
-    else:
-        with quiet_fits():
-            fitted = clone(probe).fit(x, codes)
-        found = np.zeros((len(next_x), k))
-        found[:, fitted.classes_] = fitted.predict_proba(next_x)
-        p = found[np.arange(len(next_x)), next_codes]
-    return float(-np.log2((m * p + 1 / k) / (m + 1)).sum())
+    Returns:
+        [sets] and [probes, sets].
+    """
+    with quiet_fits():
+        found = answers(
+            [probe for probe in probes for _ in codes],
+            x[:m],
+            np.tile(codes[:, :m], (len(probes), 1)),
+            x[m:],
+            k,
+            probabilities=True,
+        )
+    chances = np.asarray(found.probabilities).reshape(len(probes), len(codes), -1, k)
+    following = codes[:, m:]
+    given = np.take_along_axis(chances, following[None, ..., None], axis=-1)[..., 0]
+    counts = np.stack([np.bincount(row, minlength=k) for row in codes[:, :m]])
+    by_frequency = np.take_along_axis(counts / m, following, axis=1)
+
+    def bits(p: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(-np.log2((m * p + 1 / k) / (m + 1)).sum(axis=-1))
+
+    return bits(by_frequency), bits(given)

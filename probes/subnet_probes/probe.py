@@ -96,7 +96,9 @@ class Probe(ClassifierMixin, _Linear):  # type: ignore[misc]  # scikit-learn has
         components: Fit on that many principal components only; None on all dimensions. What lies in
             directions of little variance is then lost to the probe.
         class_weight: As of `LogisticRegression`; `"balanced"` weighs classes equally.
-        tol: Largest component of the gradient at which the solver stops.
+        tol: Largest component of the gradient of the mean loss at which the solver stops.
+            Experiments (`probe_labels` and others) fit many probes at once by a solver of their
+            own, which at the same `tol` is nearer to the optimum.
         max_iter: Most iterations.
         random_state: Seed of the randomised solver of the principal components.
 

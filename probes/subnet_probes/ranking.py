@@ -123,7 +123,7 @@ def rank_units(
     labels = source.column(target)
     usable = labelled_rows(labels, target)
     x, y = source.array(name)[usable], labels[usable].astype(str).to_numpy()
-    fitted = _fitted(probe, x, y)
+    fitted = fitted_probe(probe, x, y)
     known = [str(one) for one in fitted.classes_]
     if label is not None and label not in known:
         raise InputError(f"label is {label!r}", expected=f"one of {', '.join(known)}")
@@ -202,7 +202,12 @@ def attribute_units(
     return np.asarray(found.detach().numpy())
 
 
-def _fitted(probe: Any, x: Array, y: NDArray[Any]) -> Probe:
+def fitted_probe(probe: Any, x: Array, y: NDArray[Any]) -> Probe:
+    """The probe, fitted; one that is not yet is cloned and fitted on x [n, d] and y [n].
+
+    Raises:
+        InputError: It is not linear, was fitted on another width, or there is one label only.
+    """
     probe = Probe() if probe is None else probe
     if not isinstance(probe, Probe):
         raise InputError(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.utils import check_random_state
 
 from subnet.errors import InputError, MissingInputError
 
@@ -75,18 +74,41 @@ def grouped_folds(
         raise InputError(f"folds is {folds}", expected="a whole number of at least 2")
     if count < folds:
         raise InputError(f"{count} groups for {folds} folds", fix=f"take folds={max(count, 2)}")
-    found = np.empty(len(y), dtype=np.intp)
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     codes = np.unique(y, return_inverse=True)[1]
     if np.bincount(codes).max() < folds:  # no label can be in every fold
         codes = np.zeros_like(codes)
-    with warnings.catch_warnings():
-        # A label that is rarer than folds is in some of them only.
-        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
-        parts: Any = splitter.split(np.zeros(len(y)), codes, members)
-        for number, (_, test) in enumerate(parts):
-            found[test] = number
-    return found
+    return _stratified(codes, np.unique(members, return_inverse=True)[1], folds, seed)
+
+
+def _stratified(
+    codes: NDArray[np.intp], groups: NDArray[np.intp], folds: int, seed: int
+) -> NDArray[np.intp]:
+    """Folds as of scikit-learn's `StratifiedGroupKFold`, all folds tried for a group at once.
+
+    Groups in random order, those with the most uneven labels first, each go where the shares of
+    the labels then differ least between folds; of equal ones to the fold with the fewest items.
+    """
+    totals = np.bincount(codes)
+    counts = np.zeros((groups.max() + 1, len(totals)))
+    np.add.at(counts, (groups, codes), 1)
+    order = np.arange(len(counts))
+    check_random_state(seed).shuffle(order)
+    order = order[np.argsort(-np.std(counts[order], axis=1), kind="stable")]
+    in_fold = np.zeros((folds, len(totals)))
+    itself = np.eye(folds)[:, :, None]
+    fold_of = np.empty(len(counts), dtype=np.intp)
+    for group in order:
+        shares = (in_fold + itself * counts[group]) / totals  # [tried, folds, k]
+        uneven = np.std(shares, axis=1).mean(axis=1).tolist()
+        sizes = in_fold.sum(axis=1).tolist()
+        best = 0
+        for fold in range(1, folds):
+            tied = abs(uneven[fold] - uneven[best]) <= 1e-8 + 1e-5 * abs(uneven[best])
+            if uneven[fold] < uneven[best] or (tied and sizes[fold] < sizes[best]):
+                best = fold
+        in_fold[best] += counts[group]
+        fold_of[group] = best
+    return fold_of[groups]
 
 
 def sampled_groups(groups: NDArray[np.intp], at_most: int | None, seed: int) -> NDArray[np.bool_]:

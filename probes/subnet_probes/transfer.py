@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.parallel import Parallel, delayed
 
 from subnet.errors import InputError
-from subnet_probes._evaluation import Codes, fit_predict
+from subnet_probes._fitting import Answers, Codes, answers
 from subnet_probes._quiet import quiet_fits
 from subnet_probes._resampling import METRICS, GroupBootstrap, Scores, interval
 from subnet_probes._sources import Array, as_source
@@ -233,10 +233,11 @@ def _one_layer(
     majority = np.full((count, len(x)), -1, dtype=np.intp)
     jobs = [(at, fold) for at in range(count) for fold in plan.folds]
 
-    def one(at: int, fold: int) -> tuple[Codes, list[tuple[Codes, bool]]]:
+    def one(at: int, fold: int) -> tuple[Codes, Answers]:
         train = (plan.language == at) & (plan.fold != fold)
         test = np.flatnonzero(plan.fold == fold)
-        return test, [fit_predict(probe, x[train], y[train], x[test]) for y in plan.targets]
+        labels = plan.targets[:, train]
+        return test, answers(probe, x[train], labels, x[test], len(plan.classes))
 
     with quiet_fits():
         done: Any = Parallel(n_jobs=settings.n_jobs, prefer="threads")(
@@ -244,19 +245,18 @@ def _one_layer(
         )
     unconverged = 0
     n_train = np.zeros(count)
-    for (at, fold), (test, answers) in zip(jobs, done, strict=True):
+    for (at, fold), (test, found) in zip(jobs, done, strict=True):
         train = (plan.language == at) & (plan.fold != fold)
         n_train[at] += train.sum() / len(plan.folds)
         majority[at, test] = np.bincount(plan.targets[0][train]).argmax()
-        for draw, (answer, failed) in enumerate(answers):
-            predicted[at, draw, test] = answer
-            unconverged += failed
+        predicted[at][:, test] = found.predicted
+        unconverged += found.failed
     rows = []
     for b, bootstrap in enumerate(plan.bootstraps):
         mine = plan.tested & (plan.language == b)
-        answers = np.concatenate([predicted.reshape(count * draws, -1), majority])[:, mine]
+        guesses = np.concatenate([predicted.reshape(count * draws, -1), majority])[:, mine]
         actual = np.concatenate([np.tile(plan.targets, (count, 1)), *[plan.targets[:1]] * count])
-        scores = bootstrap.scores(actual[:, mine], answers, len(plan.classes))
+        scores = bootstrap.scores(actual[:, mine], guesses, len(plan.classes))
         rows += _cells(plan, b, scores, n_train, int(mine.sum()), draws)
     return rows, unconverged
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from subnet.analysis._attribution_examples import (
+    Example,
+    digest,
+    draw,
+    of_half,
+    padding_collator,
+    rows_of,
+)
 from subnet.checkpoint.inventory import Entry, weights_of_stages
 from subnet.checkpoint.trainer_logs import TRAINER_STATE, trainer_checkpoints
 from subnet.errors import InputError, MissingInputError
-from subnet.subnetwork._examples import content
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,12 +25,10 @@ if TYPE_CHECKING:
     from subnet.checkpoint import Checkpoint
     from subnet.influence.methods import Method
 
-Example = Mapping[str, Any]
+__all__ = ["REGIMES", "Source", "draw", "find_regime", "load_source"]
 
 #: Which checkpoints of a directory influence may be summed over.
 REGIMES = ("stages", "languages", "base")
-#: Label of a token that no loss is taken of.
-_IGNORED = -100
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +103,7 @@ def load_source(
     learning_rate: float | None,
     batch_size: int,
     seed: int,
+    half: str | None = None,
 ) -> Source:
     """Load a run's model and encode the examples that influence is asked for.
 
@@ -111,7 +116,8 @@ def load_source(
         n_test: Most test examples of a language.
         learning_rate: η of every checkpoint where the directory does not say it.
         batch_size: Examples per pass.
-        seed: Seed of the draw of examples.
+        seed: Seed of the draw of examples, and of the halves of items.
+        half: Which half of the items of evaluation test examples may be of; None for all.
 
     Raises:
         MissingInputError: A file, a model or a learning rate is not there.
@@ -123,10 +129,11 @@ def load_source(
 
     paths = {split: _examples_of(checkpoint, run, split) for split in ("train", "test")}
     checkpoints, loaded, labels = _checkpoints(checkpoint, run, regime, method, learning_rate)
-    every = {split: list(checkpoint.examples(split)) for split in paths}
+    every: dict[str, list[Example]] = {split: list(checkpoint.examples(split)) for split in paths}
+    n_all = len(every["test"])
+    every["test"], warnings = of_half(checkpoint, every["test"], half, seed)
     kept = {split: draw(every[split], n, seed)
             for split, n in (("train", n_train), ("test", n_test))}  # fmt: skip
-    warnings = []
     if labels is not None:
         lone = list(
             dict.fromkeys(e["language"] for e in kept["train"] if e["language"] not in labels)
@@ -151,7 +158,7 @@ def load_source(
     recorded: dict[str, Any] = {}
     for split, examples in kept.items():
         encoded, recorded = encode_examples(examples, model, folders, paths[split])
-        rows[split] = _rows(examples, encoded)
+        rows[split] = rows_of(examples, encoded)
     config: Any = model.config
     alone = find_task(model) == "sequence-classification" and config.pad_token_id is None
     return Source(
@@ -168,73 +175,16 @@ def load_source(
         recorded={
             **recorded,
             "regime": regime,
+            "half": half,
+            "n_test_in_other_half": n_all - len(every["test"]),
             "n_train_per_language": n_train,
             "n_test_per_language": n_test,
             "n_train": len(rows["train"]),
             "n_test": len(rows["test"]),
-            "examples_sha256": {split: _digest(examples) for split, examples in kept.items()},
+            "examples_sha256": {split: digest(examples) for split, examples in kept.items()},
         },
         warnings=tuple(warnings),
     )
-
-
-def draw(examples: Iterable[Example], n: int | None, seed: int) -> list[Example]:
-    """At most n examples of each language, in their order; all of them for None.
-
-    Which ones depends on the seed and on what they say, not on the language, so that of parallel
-    examples the same concepts are drawn in every language.
-    """
-    by_language: dict[str, list[Example]] = {}
-    for example in examples:
-        by_language.setdefault(str(example["language"]), []).append(example)
-
-    def rank(example: Example) -> str:
-        key = str(example["concept"]) if "concept" in example else content(example)
-        return hashlib.sha256(f"{seed}/{key}".encode()).hexdigest()
-
-    chosen: list[Example] = []
-    for members in by_language.values():
-        places = sorted(range(len(members)), key=lambda i: (rank(members[i]), i))[:n]
-        chosen += [members[i] for i in sorted(places)]
-    return chosen
-
-
-def padding_collator(pad_token: int, task: str) -> Callable[[list[Any]], Any]:
-    """Rows of `input_ids` and `labels` to a batch, padded on the right.
-
-    Args:
-        pad_token: What is written behind an input, where no attention goes.
-        task: Whether labels are one per token, and so padded too.
-    """
-
-    def collate(rows: list[Any]) -> dict[str, Any]:
-        import torch
-
-        def padded(name: str, value: int) -> Any:
-            values = [list(row[name]) for row in rows]
-            width = max(map(len, values))
-            return torch.tensor([row + [value] * (width - len(row)) for row in values])
-
-        of_tokens = task != "sequence-classification"
-        length = torch.tensor([len(row["input_ids"]) for row in rows])
-        ids = padded("input_ids", pad_token)
-        labels = [row["labels"] for row in rows]
-        return {
-            "input_ids": ids,
-            "attention_mask": (torch.arange(ids.shape[1]) < length[:, None]).long(),
-            "labels": padded("labels", _IGNORED) if of_tokens else torch.tensor(labels),
-        }
-
-    return collate
-
-
-def shown(example: Example) -> str:
-    """What an example says, for people."""
-    if isinstance(example.get("text"), str):
-        return str(example["text"])
-    if isinstance(example.get("source"), str):
-        return f"{example['source']} → {example.get('target', '')}"
-    return " ".join(map(str, example.get("tokens", example.get("input_ids", ()))))
 
 
 def _stages(checkpoint: Checkpoint, run: str) -> list[Entry]:
@@ -319,34 +269,3 @@ def _examples_of(checkpoint: Checkpoint, run: str, split: str) -> Path:
             fix="attribute the runs apart",
         )
     return entries[0].path
-
-
-def _rows(examples: Sequence[Example], encoded: Sequence[Example]) -> list[dict[str, Any]]:
-    """Encoded examples with who they are."""
-    with_concepts = all(example.get("concept") is not None for example in examples)
-    rows = []
-    for name, example, row in zip(_names(examples), examples, encoded, strict=True):
-        about = {"id": name, "language": example["language"]}
-        if with_concepts:
-            about["concept"] = str(example["concept"])
-        if isinstance(example.get("text"), str):
-            about["text"] = example["text"]
-        rows.append({**about, "input_ids": row["input_ids"], "labels": row["labels"]})
-    return rows
-
-
-def _names(examples: Sequence[Example]) -> list[str]:
-    """A name for each example and no other: its id, with its language if needed, or its number."""
-    ids = [example.get("id") for example in examples]
-    if all(isinstance(name, str | int) for name in ids):
-        for names in (
-            [str(name) for name in ids],
-            [f"{example['language']}/{name}" for example, name in zip(examples, ids, strict=True)],
-        ):
-            if len(set(names)) == len(names):
-                return names
-    return [str(number) for number in range(len(examples))]
-
-
-def _digest(examples: Sequence[Example]) -> str:
-    return hashlib.sha256("\n".join(map(content, examples)).encode()).hexdigest()

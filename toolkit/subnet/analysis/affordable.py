@@ -77,7 +77,7 @@ def find_influence(checkpoint: Checkpoint, *, wanted: bool | None, seed: int) ->
         )
     settings = AttributionSettings(
         checkpoints="stages", n_train=N_TRAIN, n_test=N_TEST, batch_size=32, seed=seed,
-        memory=_MEMORY,
+        memory=_MEMORY, half="a",  # effects are taken on half b of the items, where there are any
     )  # fmt: skip
     try:
         return InfluenceTrial(attribute_checkpoint(checkpoint, settings))

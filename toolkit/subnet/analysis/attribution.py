@@ -41,6 +41,9 @@ class AttributionSettings:
         n_train: Most training examples of a language; None for all.
         n_test: Most test examples of a language; None for all.
         top: How many training examples are the most helpful, or harmful.
+        half: `"a"` or `"b"`: leave out test examples that are items of the other half of those in
+            `items.csv`, as `measure_forgetting` halves them with the same seed. `subnet.relate`
+            takes effects on half b. None takes all test examples.
         translations: `"keep"` or `"exclude"` training examples with the test item's concept.
         modules: As of `subnet.attribute`.
         masks: A directory of masks: each test item is also scored within its own language's.
@@ -61,6 +64,7 @@ class AttributionSettings:
     n_train: int | None = 256
     n_test: int | None = 64
     top: int = 10
+    half: str | None = None
     translations: str = "keep"
     modules: str | Sequence[str] | None = None
     masks: str | Path | None = None
@@ -77,6 +81,7 @@ class AttributionSettings:
         for name, value, known in (
             ("level", self.level, ("example", "language")),
             ("translations", self.translations, ("keep", "exclude")),
+            ("half", self.half, ("a", "b", None)),
         ):
             if value not in known:
                 raise InputError(f"{name} is {value!r}", expected=" or ".join(map(repr, known)))
@@ -136,7 +141,7 @@ def attribute_checkpoint(
         source = load_source(
             checkpoint, run=run, regime=regime, method=method, n_train=settings.n_train,
             n_test=settings.n_test, learning_rate=settings.learning_rate,
-            batch_size=settings.batch_size, seed=settings.seed,
+            batch_size=settings.batch_size, seed=settings.seed, half=settings.half,
         )  # fmt: skip
         warnings += source.warnings
         job = _Job(checkpoint, source, settings, progress, several=len(runs) > 1)
@@ -205,7 +210,7 @@ class _Job:
             full.scores, scores, other=scores, random=random, test_items=full.test,
             train_items=full.train, m=self._m(full), run=self.source.run,
             translations=translations, method=self.settings.method,
-            checkpoint=full._labels()["checkpoint"], seed=self.settings.seed,  # noqa: SLF001
+            checkpoint=full.labels["checkpoint"], seed=self.settings.seed,
         )  # fmt: skip
         return [*found, self._scored(OWN, own)], compared
 
@@ -285,7 +290,7 @@ class _Job:
         found = replace(influence, provenance=replace(made, settings=settings))
         if found.table is None:
             return found
-        label = found._labels()["checkpoint"]  # noqa: SLF001
+        label = found.labels["checkpoint"]
         return replace(found, table=found.table.assign(checkpoint=label))
 
     def _name(self, name: str) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from subnet._files import new_directory
 from subnet._tables import Provenance, write_csv
-from subnet.analysis._attribution_source import shown
+from subnet.analysis._attribution_examples import shown
 from subnet.overlap import write_graph
 
 if TYPE_CHECKING:

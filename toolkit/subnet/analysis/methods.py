@@ -176,9 +176,14 @@ def methods_paragraph(analysis: Analysis) -> str:
             "(2017); the immediate effect of training a language on another is the difference of "
             "the other's scores before and after that stage."
         )
+    parts += [one.methods for one in analysis.additions.values() if one.methods]
     if analysis.relation is not None:
         controls = analysis.relation.provenance.settings.get("controls", [])
-        predictors = "Overlap was" if analysis.influence is None else "Overlap and influence were"
+        related = ["overlap"] + ["influence"] * (analysis.influence is not None)
+        if any(one.representations for one in analysis.additions.values()):
+            related.append("similarity of representations in the base")
+        listed = ", ".join(related[:-1]) + " and " * (len(related) > 1) + related[-1]
+        predictors = f"{listed.capitalize()} {'were' if len(related) > 1 else 'was'}"
         given = f" given {', '.join(name.replace('_', ' ') for name in controls)}" * bool(controls)
         parts.append(
             f"{predictors} related to immediate effects "

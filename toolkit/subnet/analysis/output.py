@@ -49,6 +49,8 @@ def save(analysis: Analysis, directory: Path, *, overwrite: bool) -> Path:
     inputs = inputs_of(analysis.checkpoint)
     if analysis.influence is not None:
         inputs |= analysis.influence.inputs
+    for addition in analysis.additions.values():
+        inputs |= addition.inputs
     if analysis.masks is not None:
         inputs |= {f"masks: {name}": sha for name, sha in inputs_of(analysis.masks).items()}
     content = report_content(analysis, inputs)
@@ -98,6 +100,7 @@ def summary(analysis: Analysis) -> dict[str, Any]:
         "ablation": _ablation_numbers(analysis),
         "influence": _influence_numbers(analysis),
         "forgetting": _forgetting_numbers(analysis),
+        "extensions": {name: dict(one.summary) for name, one in analysis.additions.items()},
         "key_numbers": key_numbers(analysis),
         "warnings": list(analysis.warnings),
         "missing": [
@@ -151,7 +154,7 @@ def key_numbers(analysis: Analysis) -> list[str]:
             if parts:
                 of_run = "" if len(_forgetting_numbers(analysis)) == 1 else f" ({run})"
                 lines.append(f"{metric}{of_run}: {', '.join(parts)}")
-    return lines
+    return [*lines, *(line for one in analysis.additions.values() for line in one.key_numbers)]
 
 
 _SHOWN_MEASURES = {
@@ -208,8 +211,9 @@ def report_content(analysis: Analysis, inputs: Mapping[str, str]) -> ReportConte
         ).capitalize(),
         seed=analysis.provenance.seed or 0,
     )
-    # After the overlap that it speaks for, before what rests on both.
-    sections = (*sections[:-1], validation, influence, sections[-1])
+    added = [section for one in analysis.additions.values() for section in one.sections]
+    # After the overlap that it speaks for, before what rests on all of them.
+    sections = (*sections[:-1], validation, influence, *added, sections[-1])
     return ReportContent(
         name=checkpoint.name,
         headline=analysis.headline,
@@ -235,9 +239,9 @@ def report_content(analysis: Analysis, inputs: Mapping[str, str]) -> ReportConte
         sections=[*sections, *analysis.sections],
         method=Method(
             paragraph=methods_paragraph(analysis),
-            bibtex=BIBTEX,
+            bibtex=BIBTEX + "".join(one.bibtex for one in analysis.additions.values()),
             settings=_settings(analysis),
-            versions=analysis.provenance.versions,
+            versions=_versions(analysis),
             seeds={"analysis": analysis.provenance.seed or 0},
             inputs=inputs,
         ),
@@ -303,8 +307,19 @@ def _settings(analysis: Analysis) -> dict[str, Any]:
         found["influence"] = dict(analysis.influence.provenance.settings)
     if analysis.forgetting is not None:
         found["forgetting"] = dict(analysis.forgetting.provenance.settings)
+    for name, addition in analysis.additions.items():
+        if addition.provenance is not None:
+            found[name] = dict(addition.provenance.settings)
     if analysis.relation is not None:
         found["relation"] = dict(analysis.relation.provenance.settings)
+    return found
+
+
+def _versions(analysis: Analysis) -> dict[str, str]:
+    """Versions of the libraries of the analysis and of its extensions."""
+    found = dict(analysis.provenance.versions)
+    for addition in analysis.additions.values():
+        found |= {} if addition.provenance is None else addition.provenance.versions
     return found
 
 

@@ -1,8 +1,8 @@
 """The main job: from a directory that training left behind to the page that answers.
 
 This is the only module that knows all the rooms, and reads in the order in which data flows:
-open → extract → overlap → forgetting → relation → report. What cannot be computed from what is
-there is listed with the file that it wants; nothing is guessed.
+open → extract → overlap → influence → forgetting → extensions → relation → report. What cannot be
+computed from what is there is listed with the file that it wants; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any
 
 import pandas as pd
 
-from subnet._tables import Provenance, provenance, table
+from subnet._tables import COLUMNS, Provenance, provenance, table
 from subnet.analysis import output
 from subnet.analysis.affordable import InfluenceTrial, find_influence
 from subnet.analysis.attribution_result import Attribution
+from subnet.analysis.extension import Addition, Extension
 from subnet.analysis.search import Search, find_halves, find_subnetworks
 from subnet.analysis.trial import Trial, try_subnetworks
 from subnet.checkpoint import Checkpoint, open_checkpoint
@@ -37,7 +38,8 @@ Progress = Callable[[str, int, int], None]
 _DIRECTED_LEVELS = ("all", "layer")
 
 _STEPS = (
-    "languages", "subnetworks", "overlap", "ablation", "influence", "forgetting", "relation",
+    "languages", "subnetworks", "overlap", "ablation", "influence", "forgetting", "extensions",
+    "relation",
 )  # fmt: skip
 
 
@@ -61,6 +63,7 @@ class Analysis:
         warnings: What a reader must know before believing a number.
         provenance: Settings, seed and versions.
         sections: Further sections of the report.
+        additions: By name of the extension, what it added.
         masks: Where the masks were read, if not in the checkpoint.
     """
 
@@ -78,6 +81,7 @@ class Analysis:
     warnings: tuple[str, ...]
     provenance: Provenance
     sections: Sequence[Section] = field(default=(), repr=False)
+    additions: Mapping[str, Addition] = field(default_factory=dict, repr=False)
     masks: Checkpoint | None = field(default=None, repr=False)
 
     @property
@@ -111,6 +115,8 @@ class Analysis:
             found["groups"] = table("groups", self.groups)
         if self.relation is not None:
             found["relation"] = table("relation", self.relation.to_frame())
+        for addition in self.additions.values():
+            found |= addition.tables
         return found
 
     def key_numbers(self) -> list[str]:
@@ -151,6 +157,7 @@ def analyze(
     n_permutations: int = 9999,
     seed: int = 0,
     sections: Sequence[Section] = (),
+    extensions: Sequence[Extension] = (),
     progress: Progress | None = None,
 ) -> Analysis:
     """Compute everything that a checkpoint allows.
@@ -171,6 +178,8 @@ def analyze(
         n_permutations: Most permutations for a p-value; exact where fewer exist.
         seed: Seed of everything random.
         sections: Further sections of the report.
+        extensions: Further analyses, called once what was forgotten is known: they add tables,
+            predictors of the relation, sections and numbers (`subnet.analysis.Addition`).
         progress: Called with the name of the step, how much is done and how much there is.
 
     Raises:
@@ -206,9 +215,12 @@ def analyze(
     step("forgetting")
     forgetting, groups = None, None
     if checkpoint.can("forgetting"):
-        forgetting = measure_forgetting(checkpoint.scores, seed=seed)
+        forgetting = measure_forgetting(checkpoint.scores, reference=checkpoint.joint, seed=seed)
         metric = _metric(forgetting, metric)
         groups = forgetting.groups(groupings(confounds.frame), n_permutations=n_permutations)
+
+    step("extensions")
+    additions = _extended(checkpoint, forgetting, extensions)
 
     step("relation")
     relation = None
@@ -217,6 +229,7 @@ def analyze(
             forgetting,
             overlap=overlaps,
             influence=moved.attribution,
+            representations=_representations(checkpoint, forgetting, additions),
             controls=_controls(checkpoint, confounds, forgetting, metric),
             metric=metric,
             n_permutations=n_permutations,
@@ -243,12 +256,63 @@ def analyze(
             *_missing(checkpoint, subnetworks, overlaps, forgetting, relation),
             *trial.missing,
             *moved.missing,
+            *(entry for addition in additions.values() for entry in addition.missing),
         ),
-        warnings=_warnings(subnetworks, overlaps, trial, moved, forgetting),
+        warnings=_warnings(subnetworks, overlaps, trial, moved, forgetting, additions),
         provenance=provenance("analyze", recorded, seed=seed, libraries=output.LIBRARIES),
         sections=sections,
+        additions=additions,
         masks=search.opened_masks,
     )
+
+
+def _extended(
+    checkpoint: Checkpoint, forgetting: Forgetting | None, extensions: Sequence[Extension]
+) -> dict[str, Addition]:
+    """What each extension adds, by its name."""
+    found: dict[str, Addition] = {}
+    taken = set(COLUMNS) | {"ablation", "specificity", "sweep"}
+    for extension in extensions:
+        if extension.name in found:
+            raise InputError(f"two extensions are called {extension.name!r}")
+        addition = extension(checkpoint, forgetting)
+        repeated = sorted(taken & set(addition.tables))
+        if repeated:
+            raise InputError(
+                f"the extension {extension.name!r} writes the table {repeated[0]!r}, which is there"
+            )
+        taken |= set(addition.tables)
+        found[extension.name] = addition
+    return found
+
+
+def _representations(
+    checkpoint: Checkpoint, forgetting: Forgetting, additions: Mapping[str, Addition]
+) -> dict[str, pd.DataFrame] | None:
+    """Predictors of the extensions; what was measured on a base stands for every run on it."""
+    given = [addition.representations for addition in additions.values()]
+    frames = {name: frame for one in given for name, frame in one.items() if len(frame)}
+    return {
+        name: _with_runs_of_the_base(checkpoint, frame, forgetting.runs)
+        for name, frame in frames.items()
+    } or None
+
+
+def _with_runs_of_the_base(
+    checkpoint: Checkpoint, frame: pd.DataFrame, runs: Sequence[str]
+) -> pd.DataFrame:
+    """With rows for the runs that start from a base on which another run was measured."""
+    measured = [str(run) for run in frame["run"].unique() if run in checkpoint.runs]
+    others = [run for run in runs if run not in measured]
+    if not others or not checkpoint.holds("base"):
+        return frame
+    identity = {run: checkpoint.base_identity(run) for run in (*measured, *others)}
+    parts = [frame]
+    for run in others:
+        like = next((m for m in measured if identity[m] == identity[run]), None)
+        if like is not None:
+            parts.append(frame[frame["run"] == like].assign(run=run))
+    return pd.concat(parts, ignore_index=True)
 
 
 def find_overlaps(
@@ -392,6 +456,7 @@ def _warnings(
     trial: Trial,
     moved: InfluenceTrial,
     forgetting: Forgetting | None,
+    additions: Mapping[str, Addition],
 ) -> tuple[str, ...]:
     """Every room's warnings, each once."""
     found: list[str] = []
@@ -409,4 +474,6 @@ def _warnings(
     found += [*trial.warnings, *moved.warnings]
     if forgetting is not None:
         found += forgetting.warnings
+    for addition in additions.values():
+        found += addition.warnings
     return tuple(dict.fromkeys(found))

@@ -29,6 +29,7 @@ from subnet.influence.methods import (
     Situation,
     Transform,
     find_method,
+    method_names,
     register_method,
 )
 from subnet.influence.moments import Adam, Less, Moment, Moments, read_moments
@@ -117,6 +118,7 @@ __all__ = [
     "linear_datamodelling_score",
     "margins_and_doubt",
     "margins_of",
+    "method_names",
     "mislabelled_auroc",
     "negative_margins",
     "plant_mislabelled",

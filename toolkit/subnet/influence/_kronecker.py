@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from subnet.errors import InputError
+from subnet.influence import _processes
 
 #: Numbers of per-example gradients that are held at once: 16 MB in float32.
 _CHUNK = 1 << 22
@@ -89,6 +90,52 @@ def covariances(stream: Stream) -> dict[str, Covariances]:
     return found
 
 
+def summed_covariances(found: Mapping[str, Covariances]) -> dict[str, Covariances]:
+    """The sums over all processes, in each of them."""
+    parts: dict[str, Tensor] = {}
+    for name, total in found.items():
+        parts[f"inputs {name}"], parts[f"outputs {name}"] = total.inputs, total.outputs
+        parts[f"counts {name}"] = torch.tensor([total.n_tokens, total.n_examples])
+    whole = _summed(parts)
+    names = [key.removeprefix("counts ") for key in whole if key.startswith("counts ")]
+    return {
+        name: Covariances(
+            whole[f"inputs {name}"],
+            whole[f"outputs {name}"],
+            *map(int, whole[f"counts {name}"]),
+        )
+        for name in names
+    }
+
+
+def shared_eigenbases(sums: Mapping[str, Covariances], scale: str) -> dict[str, Kronecker]:
+    """The eigenbasis of every module, each made by one process and then known to all.
+
+    Eigenvectors of equal eigenvalues are no two computers' the same, and what is summed along them
+    has to be summed along the same ones.
+    """
+    own = {name: eigenbasis(sums[name], scale) for name in _processes.own_parts(list(sums))}
+    parts: dict[str, Tensor] = {}
+    for name, total in sums.items():
+        o, i = len(total.outputs), len(total.inputs)
+        basis = own.get(name)
+        parts[f"inputs {name}"] = total.inputs.new_zeros(i, i) if basis is None else basis.inputs
+        parts[f"outputs {name}"] = total.outputs.new_zeros(o, o) if basis is None else basis.outputs
+        parts[f"products {name}"] = (
+            total.inputs.new_zeros(o, i) if basis is None else basis.eigenvalues
+        )
+    whole = _summed(parts)
+    return {
+        name: Kronecker(
+            whole[f"inputs {name}"],
+            whole[f"outputs {name}"],
+            whole[f"products {name}"],
+            total.n_tokens,
+        )
+        for name, total in sums.items()
+    }
+
+
 def eigenbasis(total: Covariances, scale: str) -> Kronecker:
     """Eigenvectors of both covariances, and the products of their eigenvalues.
 
@@ -105,8 +152,16 @@ def eigenbasis(total: Covariances, scale: str) -> Kronecker:
     return Kronecker(vectors_in, vectors_out, products, total.n_tokens)
 
 
-def variances(stream: Stream, bases: Mapping[str, Kronecker]) -> dict[str, Kronecker]:
-    """The bases with E[(U_gᵀ G U_a)²] for eigenvalues: the mean over examples of each's own."""
+def variances(
+    stream: Stream, bases: Mapping[str, Kronecker], *, shared: bool = False
+) -> dict[str, Kronecker]:
+    """The bases with E[(U_gᵀ G U_a)²] for eigenvalues: the mean over examples of each's own.
+
+    Args:
+        stream: Factors of examples.
+        bases: Module name to its eigenvectors.
+        shared: Whether the stream is this process's share of the examples.
+    """
     sums = {name: torch.zeros_like(basis.eigenvalues) for name, basis in bases.items()}
     counts = dict.fromkeys(bases, 0)
     for name, given, delta, _ in stream:
@@ -128,10 +183,20 @@ def variances(stream: Stream, bases: Mapping[str, Kronecker]) -> dict[str, Krone
             gradient = delta[part].transpose(1, 2) @ given[part]  # [n, o, i]
             gradient = gradient if by_token else outer.T @ gradient @ inner
             sums[name] += gradient.square_().sum(0).double()
+    if shared:
+        sums = _summed(sums)
+        counts = {k: int(n) for k, n in _summed(
+            {name: torch.tensor(count) for name, count in counts.items()}
+        ).items()}  # fmt: skip
     return {
         name: replace(basis, eigenvalues=sums[name] / max(1, counts[name]))
         for name, basis in bases.items()
     }
+
+
+def _summed(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Over all processes; where this one has no examples, on the CPU."""
+    return _processes.summed_blocks(parts, torch.device("cpu"))
 
 
 def _square_of(values: Tensor) -> Tensor:

@@ -42,13 +42,16 @@ class Summing:
         change: Callable[[Blocks], Blocks],
         share: NDArray[np.float64] | None = None,
         source: Source | None = None,
+        *,
+        whole: bool = False,
     ) -> Blocks:
-        """Block to [groups, …]."""
+        """Block to [groups, …]; `whole`: what changes gradients wants all at once."""
         order = [number for members in groups for number in members]
         own = _processes.own_batches(order, self.engine.batch_size)
         group_of = {number: g for g, members in enumerate(groups) for number in members}
         total: Blocks = {}
-        if self.engine.projection is None and source is None:
+        by_sums = source is None and (self.engine.projection is None or whole)
+        if by_sums:
             found = self._from_sums(examples, own, group_of, share)
         else:
             found = self._from_examples(examples, own, group_of, change, share, source)
@@ -58,8 +61,9 @@ class Summing:
                     total[name] = block.new_zeros((len(groups), *block.shape))
                 total[name][group] += block
         total = _processes.summed_blocks(total, self.engine.device)
-        if self.engine.projection is None and source is None:
-            return change(self.engine.restricted(total))
+        if by_sums:
+            # A projection is linear as the change is: that of a sum is the sum of theirs.
+            return self.engine.projected(change(self.engine.restricted(total)))
         return total
 
     def _from_sums(
@@ -132,7 +136,7 @@ def _weighted_sum(block: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def parts_of(
-    engine: Engine, method: GradientMethod, n_groups: int, beside: int
+    engine: Engine, method: GradientMethod, n_groups: int, beside: int, *, whole: bool = False
 ) -> list[frozenset[str]] | list[None]:
     """Blocks that are summed in one pass: as many as memory holds the sums of all groups of.
 
@@ -142,7 +146,8 @@ def parts_of(
     if engine.memory is None:
         return [None]
     rows = n_groups + beside + 1  # the test languages', one training language's, one batch's
-    sizes = {name: rows * math.prod(s) * engine.n_bytes for name, s in engine.shapes.items()}
+    shapes = engine.tracked.shapes if whole else engine.shapes
+    sizes = {name: rows * math.prod(shape) * engine.n_bytes for name, shape in shapes.items()}
     if sum(sizes.values()) <= engine.memory:
         return [None]
     if not method.plain:

@@ -276,7 +276,7 @@ def _of_languages(found: LanguageScores, method: str, record: Provenance) -> Inf
     }
     level, means = "language", found.means
     bare = Influence(means, sides["test"], sides["train"], method, level, record)
-    table = language_frame(language_table(found, **bare._labels()))  # noqa: SLF001
+    table = language_frame(language_table(found, **bare.labels))
     return Influence(means, sides["test"], sides["train"], method, level, record, table)
 
 

@@ -135,6 +135,21 @@ def _listed(value: Any) -> list[Any]:
     return value.tolist() if hasattr(value, "tolist") else list(value)
 
 
-register_method(DataMethod("bm25", _bm25, settings=Bm25Settings))
-register_method(DataMethod("embedding", _embedding, settings=EmbeddingSettings, uses_model=True))
-register_method(DataMethod("random", _random))
+register_method(
+    DataMethod(
+        "bm25",
+        _bm25,
+        settings=Bm25Settings,
+        summary="Words or characters that texts share; no gradients.",
+    )
+)
+register_method(
+    DataMethod(
+        "embedding",
+        _embedding,
+        settings=EmbeddingSettings,
+        uses_model=True,
+        summary="Cosines of mean hidden states; no gradients.",
+    )
+)
+register_method(DataMethod("random", _random, summary="Chance."))

@@ -126,9 +126,10 @@ def score_languages(
             refuse_ready(engine, method, transform)
             settings.append(transform.settings)
             inside = set(members)
-            for part in parts_of(engine, method, len(rows.members), N_BLOCKS):
+            whole = transform.whole
+            for part in parts_of(engine, method, len(rows.members), N_BLOCKS, whole=whole):
                 summing = Summing(engine, method, part)
-                kept = summing(test, rows.members, transform.test)
+                kept = summing(test, rows.members, transform.test, whole=whole)
                 for language in range(len(columns.languages)):
                     here = np.flatnonzero(columns.of == language)
                     groups = [[i for i in columns.members[g] if i in inside] for g in here]

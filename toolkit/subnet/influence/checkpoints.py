@@ -165,7 +165,7 @@ def _points(entries: Sequence[Any], stage: str | None, *, rates: bool) -> list[P
         if not isinstance(entry, str | Path):
             raise InputError(
                 f"a checkpoint is a {type(entry).__name__}",
-                expected="a Trainer folder, or a pair (folder, learning rate)",
+                expected="a Trainer folder, or a pair (weights or their folder, learning rate)",
             )
         folder = Path(entry)
         if not folder.exists():

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from subnet.errors import InputError
+from subnet.influence import _processes
 from subnet.influence._blocks import (
     Blocks,
     as_float,
@@ -61,12 +62,15 @@ class DataInf:
         settings: As given.
         damping: Layer to λ.
         n_examples: n.
+        shared: Whether `train` is this process's share of the examples: `precondition` is then
+            called by all processes.
     """
 
     train: Iterable[Blocks]
     settings: DataInfSettings
     damping: Mapping[str, float]
     n_examples: int
+    shared: bool = False
 
     def precondition(self, blocks: Blocks) -> dict[str, Tensor]:
         """The approximate inverse applied to m gradients: one pass over the training gradients.
@@ -90,6 +94,8 @@ class DataInf:
                 weights = products / (self.damping[layer] + norms)  # [m, n]
                 for name, gradient in flat.items():
                     removed[name] += weights @ gradient
+        if self.shared:
+            removed = _summed(removed)
         found = {}
         for layer, names in self._layers(queries).items():
             for name in names:
@@ -110,37 +116,43 @@ class DataInf:
         return _layers(names, self.settings)
 
 
-def fit_datainf(train: Iterable[Blocks], settings: DataInfSettings | None = None) -> DataInf:
+def fit_datainf(
+    train: Iterable[Blocks], settings: DataInfSettings | None = None, *, shared: bool = False
+) -> DataInf:
     """Find the damping of every layer: one pass over the training gradients, which are not kept.
 
     Args:
         train: Batches of training gradients, that can be gone through again: a list, a store.
         settings: Damping and what a layer is.
+        shared: Whether the batches are this process's share of them, in a run of many processes
+            that all call this and then `precondition`.
 
     Raises:
         InputError: There are no examples, the batches can be read only once, or all gradients of
             a layer are zero and `damping` is not given.
     """
     settings = settings or DataInfSettings()
-    squares: dict[str, Tensor] = {}
-    sizes: dict[str, int] = {}
+    sums: dict[str, Tensor] = {}  # Σ of squared numbers, and how many they are
     n_examples = 0
     for batch in twice(train):
-        if squares:
-            check_same(squares, batch, "an earlier batch", "a later one")
+        if sums:
+            check_same(sums, batch, "an earlier batch", "a later one")
         for name, block in batch.items():
-            each = as_float(block).flatten(1)
-            squares[name] = squares.get(name, 0) + each.double().square().sum()
-            sizes[name] = each.shape[1]
+            each = as_float(block).double()
+            one = torch.stack([each.square().sum(), each.new_tensor(each.numel())])
+            sums[name] = sums[name] + one if name in sums else one
         n_examples += len(next(iter(batch.values())))
+    if shared:
+        sums = _summed(sums)
+        n_examples = int(_summed({"n": torch.tensor(n_examples)})["n"])
     if n_examples == 0:
         raise InputError("there are no training examples", expected="at least one")
     damping = {}
-    for layer, names in _layers(squares, settings).items():
+    for layer, names in _layers(sums, settings).items():
         if settings.damping is not None:
             damping[layer] = settings.damping
             continue
-        total = sum(float(squares[name]) for name in names)
+        total, numbers = torch.stack([sums[name] for name in names]).sum(dim=0).tolist()
         if not total > 0:
             raise InputError(
                 f"the gradients of {layer} are zero in every training example",
@@ -148,9 +160,13 @@ def fit_datainf(train: Iterable[Blocks], settings: DataInfSettings | None = None
                 fix="leave it out of what is tracked (LoRA's A has none while B is 0), or set "
                 "damping",
             )
-        size = sum(sizes[name] for name in names)
-        damping[layer] = settings.damping_scale * total / (n_examples * size)
-    return DataInf(train, settings, damping, n_examples)
+        damping[layer] = settings.damping_scale * total / numbers
+    return DataInf(train, settings, damping, n_examples, shared)
+
+
+def _summed(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Over all processes; where this one has no examples, on the CPU."""
+    return _processes.summed_blocks(parts, torch.device("cpu"))
 
 
 def _layers(names: Iterable[str], settings: DataInfSettings) -> dict[str, list[str]]:

@@ -140,6 +140,7 @@ class Engine:
         self, method: GradientMethod, point: Point, train: Examples, members: Sequence[int]
     ) -> Transform:
         """What the method makes of gradients at a checkpoint whose weights are in place."""
+        own = _processes.own_batches(members, self.batch_size)
         return method.prepare(
             Situation(
                 model=self.model,
@@ -149,6 +150,9 @@ class Engine:
                 members=tuple(members),
                 collect=lambda relabel=None: self.collected(train, members, relabel=relabel),
                 gradients=lambda: (blocks for _, blocks in self.gradients(train, members)),
+                collect_own=lambda relabel=None: self.collected(train, own, relabel=relabel),
+                gradients_own=lambda: (blocks for _, blocks in self.gradients(train, own)),
+                summed=lambda blocks: _processes.summed_blocks(blocks, self.device),
                 restrict=None if self.restriction is None else self.restriction.restrict,
                 settings=self.settings,
                 seed=self.seed,

@@ -28,7 +28,14 @@ from subnet.influence._blocks import (
     check_whole,
     twice,
 )
-from subnet.influence._kronecker import Kronecker, covariances, eigenbasis, variances
+from subnet.influence._kronecker import (
+    Kronecker,
+    covariances,
+    eigenbasis,
+    shared_eigenbases,
+    summed_covariances,
+    variances,
+)
 from subnet.influence._labels import sample_labels
 from subnet.influence.collecting import Collected
 from subnet.influence.methods import Collect
@@ -176,6 +183,7 @@ def fit_curvature(
     *,
     bias: Collection[str] = (),
     transposed: Collection[str] = (),
+    shared: bool = False,
 ) -> Curvature:
     """Fit the curvature of linear modules, among them LoRA's factors, to training examples.
 
@@ -188,6 +196,9 @@ def fit_curvature(
         settings: Method, labels, tokens, damping.
         bias: Modules whose bias is tracked.
         transposed: Modules whose weight is stored as [input, output] (`Conv1D` of GPT-2).
+        shared: Whether the batches are this process's share of them, in a run of many processes
+            that all call this: sums are then over all of them, and each process finds the
+            eigenvectors of some modules.
 
     Raises:
         InputError: There are no examples, `tokens="mask"` without a mask, factors that are not
@@ -208,14 +219,19 @@ def fit_curvature(
     if settings.method == "ekfac":
         twice(batches)
     sums = covariances(augmented())
+    if shared:
+        sums = summed_covariances(sums)
     if not sums:
         raise InputError("there are no examples to fit the curvature on", expected="at least one")
     unknown = sorted((biased | set(transposed)) - sums.keys())
     if unknown:
         raise InputError(f"{unknown[0]} is none of the modules that have factors")
-    bases = {name: eigenbasis(total, settings.scale) for name, total in sums.items()}
+    if shared:
+        bases = shared_eigenbases(sums, settings.scale)
+    else:
+        bases = {name: eigenbasis(total, settings.scale) for name, total in sums.items()}
     if settings.method == "ekfac":
-        bases = variances(augmented(), bases)
+        bases = variances(augmented(), bases, shared=shared)
     damping = {name: _damping(name, basis, settings) for name, basis in bases.items()}
     n_examples = max(total.n_examples for total in sums.values())
     return Curvature(bases, damping, settings, biased, frozenset(transposed), n_examples)

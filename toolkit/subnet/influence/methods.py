@@ -82,6 +82,9 @@ class Situation:
         collect: Goes through them once more, batch by batch: (numbers, batch, collected), from
             which `Collected.gradients()` and `.factors` come.
         gradients: The same, as gradients restricted to the subnetwork if there is one.
+        collect_own: As `collect`, through this process's share of them in a run of many processes.
+        gradients_own: As `gradients`, through this process's share.
+        summed: Tensors by name to their sums over all processes, which all call it.
         restrict: Sets what is outside of the subnetwork to 0; None where there is no subnetwork.
         settings: The method's own, validated; None where it has none.
         seed: For what is drawn.
@@ -94,6 +97,9 @@ class Situation:
     members: tuple[int, ...]
     collect: Collect
     gradients: Callable[[], Iterator[Blocks]]
+    collect_own: Collect
+    gradients_own: Callable[[], Iterator[Blocks]]
+    summed: Callable[[Blocks], Blocks]
     restrict: Callable[[Blocks], Blocks] | None
     settings: Any
     seed: int
@@ -109,6 +115,7 @@ class GradientMethod:
 
     Attributes:
         name: As `attribute(method=…)` takes it.
+        summary: What a score is, in a line.
         pooling: How checkpoints are pooled.
         normalised: Whether what is multiplied is first divided by its norm.
         bilinear: Whether both transforms are linear: the mean over examples is then the product of
@@ -132,6 +139,7 @@ class GradientMethod:
     output: LossFunction | None = None
     rated: bool = True
     adapt: Callable[[GradientMethod, Any], GradientMethod] | None = None
+    summary: str = field(default="", kw_only=True)
 
     @property
     def plain(self) -> bool:
@@ -171,6 +179,7 @@ class DataMethod:
 
     Attributes:
         name: As `attribute(method=…)` takes it.
+        summary: What a score is, in a line.
         scores: [n_test, n_train], and what it depends on, for the record.
         settings: As of `GradientMethod`.
         fixed: As of `GradientMethod`.
@@ -182,6 +191,7 @@ class DataMethod:
     settings: type[Any] | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
     uses_model: bool = False
+    summary: str = field(default="", kw_only=True)
 
 
 Method = GradientMethod | DataMethod
@@ -204,6 +214,11 @@ def register_method(method: Method) -> None:
     _METHODS[method.name] = method
 
 
+def method_names() -> tuple[str, ...]:
+    """The names of all methods that `attribute` knows, in alphabetical order."""
+    return tuple(sorted(_METHODS))
+
+
 def find_method(name: str) -> Method:
     """The method of a name.
 
@@ -211,7 +226,7 @@ def find_method(name: str) -> Method:
         InputError: There is none.
     """
     if name not in _METHODS:
-        raise InputError(f"method is {name!r}", expected="one of " + ", ".join(sorted(_METHODS)))
+        raise InputError(f"method is {name!r}", expected=f"one of {', '.join(method_names())}")
     return _METHODS[name]
 
 
@@ -280,6 +295,14 @@ def refuse_zero(norms: torch.Tensor) -> None:
         )
 
 
-register_method(GradientMethod("tracin"))
-register_method(GradientMethod("final", pooling="last"))
-register_method(GradientMethod("cosine", pooling="mean", normalised=True))
+register_method(
+    GradientMethod("tracin", summary="Products of gradients, by learning rate over checkpoints.")
+)
+register_method(
+    GradientMethod("final", pooling="last", summary="Products of gradients at the last checkpoint.")
+)
+register_method(
+    GradientMethod(
+        "cosine", pooling="mean", normalised=True, summary="Cosines of gradients at checkpoints."
+    )
+)

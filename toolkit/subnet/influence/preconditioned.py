@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -106,18 +106,19 @@ def _curvature(situation: Situation) -> Transform:
             expected="whole layers: the curvature of a part of one has no Kronecker factors",
             fix="take 'tracin', 'adam' or 'datainf'",
         )
-    stream = FactorStream(situation.model, situation.collect, settings)
+    stream = FactorStream(situation.model, situation.collect_own, settings)
     fitted = fit_curvature(
         stream,
         settings,
         bias=[module.name for module in situation.tracked if module.bias],
         transposed=[module.name for module in situation.tracked if module.kind == "conv1d"],
+        shared=True,
     )
     return Transform(test=fitted.precondition, settings=fitted.to_dict())
 
 
 def _datainf(situation: Situation) -> Transform:
-    fitted = fit_datainf(Again(situation.gradients), situation.settings)
+    fitted = fit_datainf(Again(situation.gradients_own), situation.settings, shared=True)
     return Transform(test=fitted.precondition, settings=fitted.to_dict(), whole=True)
 
 
@@ -126,20 +127,25 @@ def _trak(situation: Situation) -> Transform:
     members = situation.members
     projection = settings.projection(len(members), situation.tracked.n_parameters)
     doubt = np.zeros(len(situation.train))
+    place = {number: row for row, number in enumerate(members)}
 
     def note_doubt(batch: Any, numbers: Sequence[int]) -> Any:
         with evaluation_mode(situation.model), torch.no_grad():
             doubt[list(numbers)] = margins_and_doubt(situation.model, batch)[1].double().cpu()
         return batch
 
-    def gradients() -> Iterator[Blocks]:
-        for _, _, found in situation.collect(note_doubt):
-            blocks = found.gradients()
-            yield blocks if situation.restrict is None else situation.restrict(blocks)
-
-    rows = features(gradients(), projection)  # [n, k]
+    made: dict[str, Tensor] = {}  # [n, k], here with rows of this process's share only
+    for numbers, _, found in situation.collect_own(note_doubt):
+        blocks = found.gradients()
+        if situation.restrict is not None:
+            blocks = situation.restrict(blocks)
+        some = features([blocks], projection)
+        if not made:
+            made["features"] = some.new_zeros(len(members), some.shape[1])
+        made["features"][[place[number] for number in numbers]] = some
+    rows = situation.summed(made)["features"]
+    doubt = situation.summed({"doubt": torch.from_numpy(doubt)})["doubt"].numpy()
     fitted = fit_trak(rows, settings)
-    place = {number: row for row, number in enumerate(members)}
     return Transform(
         test=lambda blocks: {"features": fitted.solve(features([blocks], projection))},
         train=lambda blocks: {"features": features([blocks], projection).double()},
@@ -154,7 +160,14 @@ def _trak(situation: Situation) -> Transform:
     )
 
 
-register_method(GradientMethod("adam", prepare=_adam, settings=AdamSettings))
+register_method(
+    GradientMethod(
+        "adam",
+        prepare=_adam,
+        settings=AdamSettings,
+        summary="Products of gradients in the metric in which Adam steps (from optimizer.pt).",
+    )
+)
 register_method(
     GradientMethod(
         "less",
@@ -164,15 +177,27 @@ register_method(
         prepare=_less,
         settings=LessSettings,
         adapt=_by_similarity,
+        summary="The step that Adam would take on the training example, against test gradients.",
     )
 )
-for _name in ("ekfac", "kfac"):
+for _name, _what in (("ekfac", "eigenvalue-corrected"), ("kfac", "Kronecker-factored")):
     register_method(
         GradientMethod(
-            _name, prepare=_curvature, settings=CurvatureSettings, fixed={"method": _name}
+            _name,
+            prepare=_curvature,
+            settings=CurvatureSettings,
+            fixed={"method": _name},
+            summary=f"Influence functions, through the inverse of the {_what} curvature.",
         )
     )
-register_method(GradientMethod("datainf", prepare=_datainf, settings=DataInfSettings))
+register_method(
+    GradientMethod(
+        "datainf",
+        prepare=_datainf,
+        settings=DataInfSettings,
+        summary="Influence functions, through an inverse in closed form made for LoRA.",
+    )
+)
 register_method(
     GradientMethod(
         "trak",
@@ -182,5 +207,6 @@ register_method(
         settings=TrakSettings,
         output=negative_margins,
         rated=False,
+        summary="A linear model on projected gradients of the label's margin.",
     )
 )

@@ -122,7 +122,7 @@ class Influence:
                 )
         from subnet.influence.summary import summarise
 
-        given: dict[str, Any] = {**self._labels(), "seed": self.provenance.seed or 0, **settings}
+        given: dict[str, Any] = {**self.labels, "seed": self.provenance.seed or 0, **settings}
         given.setdefault("m", min(10, len(self.train)))
         return summarise(self.scores, self.test, self.train, **given)
 
@@ -190,7 +190,9 @@ class Influence:
         what = "examples" if self.level == "example" else "languages"
         return f"Influence({self.method!r}: {n_train} training on {n_test} test {what})"
 
-    def _labels(self) -> dict[str, str]:
+    @property
+    def labels(self) -> dict[str, str]:
+        """What stands in every row of its tables: method, checkpoint (or how many), subnetwork."""
         settings = self.provenance.settings
         points = settings.get("checkpoints", ())
         name = points[0]["checkpoint"] if len(points) == 1 else f"{len(points)} checkpoints"

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -96,16 +95,7 @@ def self_scores(
             eta = weight_of(point)
             put_weights(engine.model, point)
             transform = engine.transform(method, point, train, members)
-            if transform.whole:
-                first = members if _processes.is_first() else ()
-                batches = iter([_together(engine.gradients(train, first))] if first else [])
-            else:
-                own = _processes.own_batches(members, engine.batch_size)
-                batches = engine.ready(train, own)
-            for numbers, blocks in batches:
-                with naming(train, numbers):
-                    left = _made(blocks, transform.test, method)
-                    right = _made(blocks, transform.train, method)
+            for numbers, left, right in _both_sides(engine, method, transform, train, members):
                 squares = sum(
                     (left[name] * right[name]).double().flatten(1).sum(dim=1).cpu() for name in left
                 )
@@ -230,7 +220,7 @@ def _parts(engine: Engine, n: int, *, whole: bool) -> list[range]:
     """The test examples, as many at a time as memory holds the gradients of."""
     if engine.memory is None:
         return [range(n)]
-    each = n_numbers(engine.shapes) * engine.n_bytes
+    each = n_numbers(engine.tracked.shapes if whole else engine.shapes) * engine.n_bytes
     fit = engine.memory // each
     if fit < 1 or (whole and fit < n):
         what, least = ("all test examples", n * each) if whole else ("one example", each)
@@ -253,23 +243,19 @@ def _queries(
 ) -> Blocks:
     """What is multiplied of some test examples: block to [rows, …]."""
     own = _processes.own_batches(rows, engine.batch_size)
-    batches = (
-        engine.gradients(test, own) if transform.whole else engine.ready(test, own, transform.test)
-    )
-    kept: Blocks = {}
-    for numbers, blocks in batches:
-        with naming(test, numbers):
-            made = blocks if transform.whole else _made(blocks, _unchanged, method)
-        start = numbers[0] - rows.start
-        for name, block in made.items():
-            if name not in kept:
-                kept[name] = block.new_zeros((len(rows), *block.shape[1:]))
-            kept[name][start : start + len(numbers)] = block
-    kept = _processes.summed_blocks(kept, engine.device)
-    if not transform.whole:
-        return kept
-    with naming(test, rows):
-        return _made(engine.projected(transform.test(kept)), _unchanged, method)
+    place = {number: row for row, number in enumerate(rows)}
+    if transform.whole:
+        kept = _processes.summed_blocks(_kept(engine.gradients(test, own), place), engine.device)
+        with naming(test, rows):
+            return _made(engine.projected(transform.test(kept)), _unchanged, method)
+
+    def ready() -> Iterator[tuple[list[int], Blocks]]:
+        for numbers, blocks in engine.ready(test, own, transform.test):
+            with naming(test, numbers):
+                made = _made(blocks, _unchanged, method)
+            yield numbers, made
+
+    return _processes.summed_blocks(_kept(ready(), place), engine.device)
 
 
 def _training(
@@ -296,11 +282,42 @@ def _training(
         yield numbers, made
 
 
-def _together(batches: Iterable[tuple[list[int], Blocks]]) -> tuple[list[int], Blocks]:
-    """All batches as one."""
-    numbers, parts = zip(*batches, strict=True)
-    blocks = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return [number for some in numbers for number in some], blocks
+def _both_sides(
+    engine: Engine,
+    method: GradientMethod,
+    transform: Transform,
+    train: Examples,
+    members: Sequence[int],
+) -> Iterator[tuple[list[int], Blocks, Blocks]]:
+    """(numbers, what is multiplied as a test example, and as a training example) of batches."""
+    own = _processes.own_batches(members, engine.batch_size)
+    if not transform.whole:
+        for numbers, blocks in engine.ready(train, own):
+            with naming(train, numbers):
+                left = _made(blocks, transform.test, method)
+                right = _made(blocks, transform.train, method)
+            yield numbers, left, right
+        return
+    place = {number: row for row, number in enumerate(members)}
+    kept = _processes.summed_blocks(_kept(engine.gradients(train, own), place), engine.device)
+    with naming(train, members):
+        left = _made(transform.test(kept), _unchanged, method)
+        right = _made(kept, transform.train, method)
+    rows = [place[number] for number in own]
+    own_left, own_right = ({n: b[rows] for n, b in side.items()} for side in (left, right))
+    yield list(own), own_left, own_right
+
+
+def _kept(batches: Iterable[tuple[list[int], Blocks]], place: Mapping[int, int]) -> Blocks:
+    """Block to [n, …], each example's in its place; zeros where this process has no example."""
+    kept: Blocks = {}
+    for numbers, blocks in batches:
+        rows = [place[number] for number in numbers]
+        for name, block in blocks.items():
+            if name not in kept:
+                kept[name] = block.new_zeros((len(place), *block.shape[1:]))
+            kept[name][rows] = block
+    return kept
 
 
 def _add(

@@ -275,9 +275,19 @@ def _matching(
             raise InputError(
                 f"{pattern!r} matches no module of {type(model).__name__} that can be tracked",
                 expected=f"names such as {shown}" if shown else "a linear layer, embedding or norm",
+                fix=_instead(pattern, found, model),
             )
         chosen += matches
     return chosen
+
+
+def _instead(pattern: str, found: Iterable[str], model: nn.Module) -> str | None:
+    """What may have been meant by a pattern that matches nothing."""
+    if any(_matches(f"*.{pattern}", name, inside=True) for name in found):
+        return f"'*.{pattern}' takes every module of that name"
+    if any(_matches(pattern, name, inside=True) for name, _ in model.named_modules()):
+        return "it is there, and its gradient by example is not known here: name another"
+    return None
 
 
 def _matches(pattern: str, name: str, *, inside: bool) -> bool:

@@ -60,6 +60,16 @@ _WORDS: Mapping[str, _Words] = {
         "the examples of one language lower the loss of another",
         "that other language",
     ),
+    "representations": _Words(
+        "how alike the base represents two languages",
+        "alike the base represents two languages",
+        "one",
+    ),
+    "probe_transfer": _Words(
+        "how well a probe of one language's representations in the base reads another's",
+        "a probe of one language's representations in the base can read another's",
+        "that other language",
+    ),
 }
 _METHOD = "MRQAP with double semi-partialing"
 

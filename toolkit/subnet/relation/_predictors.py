@@ -34,6 +34,13 @@ EXPECTED_SIGN: Mapping[str, int] = {
     "mean": 1,
     "share_top_positive": 1,
     "share_bottom_negative": -1,
+    "cka": 1,
+    "procrustes": 1,
+    "svcca": 1,
+    "pwcca": 1,
+    "cosine_contrast": 1,
+    "retrieval": 1,
+    "probe_transfer": 1,
 }
 
 #: Why those signs.
@@ -43,6 +50,8 @@ HYPOTHESES: Mapping[str, str] = {
     "changes that agree help": "sign_agreement and cosine positive",
     "examples that lower a language's loss help it": "influence mean and share_top_positive "
     "positive; share_bottom_negative negative",
+    "languages that the base represents alike help each other": "cka, procrustes, svcca, pwcca, "
+    "cosine, cosine_contrast, retrieval and probe_transfer positive",
 }
 
 #: The headline is about the first of these that was measured, whatever comes of it.
@@ -52,7 +61,11 @@ HEADLINE_ORDER: tuple[tuple[str, str], ...] = (
     ("step_updates", "cosine"),
     ("updates", "cosine"),
     ("influence", "mean"),
+    ("representations", "cka"),
 )
+
+#: Kinds that one run lends to those that have none of their own.
+_LENT = ("masks", "updates")
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,11 @@ def from_overlap(
         frame = _frame(one, "overlap", ("language_a", "language_b", "level", "module", "measure"))
         if "comparison" in frame:
             frame = frame[frame["comparison"] == "between"]
+        if "source" in frame and (frame["source"] == "representations").any():
+            raise InputError(
+                "the table of overlap holds similarity of representations",
+                fix="give it as representations=",
+            )
         if frame.empty:
             continue
         # Only where one set is compared with another does a language meet itself.
@@ -100,10 +118,10 @@ def from_overlap(
         directed = directed or source == "steps"
         kind = ("step_" if directed else "") + ("masks" if source == "masks" else "updates")
         columns = ["measure", "level", "module"]
-        for keys, rows in _groups(frame.fillna({"module": ""}), columns):
+        for keys, rows in groups_of(frame.fillna({"module": ""}), columns):
             matrices = {
-                run: _matrix(part, "language_a", "language_b", mirror=not directed)
-                for (run,), part in _groups(rows, ["run"])
+                run: matrix_of(part, "language_a", "language_b", mirror=not directed)
+                for (run,), part in groups_of(rows, ["run"])
             }
             measure, level, module = keys
             found.append(Predictor(name or kind, kind, measure, level, module, matrices))
@@ -117,15 +135,15 @@ def from_influence(influence: Tabular | pd.DataFrame) -> list[Predictor]:
     found: list[Predictor] = []
     several = len(frame["checkpoint"].unique()) > 1
     columns = ["measure", "method", "subnetwork", "checkpoint"]
-    for (measure, method, subnetwork, checkpoint), rows in _groups(frame, columns):
+    for (measure, method, subnetwork, checkpoint), rows in groups_of(frame, columns):
         if measure not in EXPECTED_SIGN:
             continue
         name = f"influence ({method})"
         name += f" in subnetwork {subnetwork}" * bool(subnetwork)
         name += f" at {checkpoint}" * several
         matrices = {
-            run: _matrix(part, "train_language", "test_language", mirror=False)
-            for (run,), part in _groups(rows, ["run"])
+            run: matrix_of(part, "train_language", "test_language", mirror=False)
+            for (run,), part in groups_of(rows, ["run"])
         }
         found.append(Predictor(name, "influence", measure, "all", "", matrices))
     return found
@@ -134,15 +152,22 @@ def from_influence(influence: Tabular | pd.DataFrame) -> list[Predictor]:
 def for_runs(predictor: Predictor, runs: Sequence[str]) -> dict[str, pd.DataFrame]:
     """The matrix that stands beside the outcome of each run, where there is one.
 
-    What does not depend on the order of training (adapters from the base, beside several orders)
-    stands for every run that has none of its own. What a step changed belongs to its run: a
-    comparison across two runs to the first.
+    Masks and updates of adapters trained from the base do not depend on the order of training, and
+    stand for every run that has none of its own (`lent_to` says which). What a step changed, whose
+    examples moved whose predictions and what a base represents belongs to its run alone: a run
+    without its own is left out. A comparison across two runs belongs to the first.
     """
     matrices = {run.partition("|")[0]: frame for run, frame in predictor.matrices.items()}
     own = {run: matrices[run] for run in runs if run in matrices}
-    if predictor.kind.startswith("step_"):
+    if predictor.kind not in _LENT:
         return own
     return {run: own.get(run, next(iter(matrices.values()))) for run in runs}
+
+
+def lent_to(predictor: Predictor, runs: Sequence[str]) -> list[str]:
+    """Runs beside whose outcome the predictor of another run stands."""
+    own = {run.partition("|")[0] for run in predictor.matrices}
+    return [run for run in runs if run not in own] if predictor.kind in _LENT else []
 
 
 def _frame(given: Tabular | pd.DataFrame, name: str, needed: Sequence[str]) -> pd.DataFrame:
@@ -156,14 +181,14 @@ def _frame(given: Tabular | pd.DataFrame, name: str, needed: Sequence[str]) -> p
     return frame
 
 
-def _groups(
+def groups_of(
     frame: pd.DataFrame, columns: list[str]
 ) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
     for keys, rows in frame.groupby(columns, sort=False):
         yield tuple(map(str, keys)), rows
 
 
-def _matrix(rows: pd.DataFrame, row: str, column: str, *, mirror: bool) -> pd.DataFrame:
+def matrix_of(rows: pd.DataFrame, row: str, column: str, *, mirror: bool) -> pd.DataFrame:
     """[l, l] from one row per pair and null model; an undirected measure stands there once."""
     rows = rows.drop_duplicates([row, column])
     labels = list(dict.fromkeys([*rows[row], *rows[column]]))

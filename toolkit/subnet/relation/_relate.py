@@ -26,7 +26,9 @@ from subnet.relation._predictors import (
     for_runs,
     from_influence,
     from_overlap,
+    lent_to,
 )
+from subnet.relation._representations import from_representations
 from subnet.relation.association import (
     ALPHA,
     FEWEST_LANGUAGES,
@@ -44,7 +46,7 @@ _OUTCOME = "immediate_effect"
 
 @dataclass(frozen=True)
 class Relation:
-    """How overlap and influence go with the effects of training.
+    """How overlap, influence and representations go with the effects of training.
 
     Attributes:
         frame: One row per predictor, measure, module and method: the columns of
@@ -72,11 +74,13 @@ def relate(
     *,
     overlap: Tabular | pd.DataFrame | Mapping[str, Tabular | pd.DataFrame] | None = None,
     influence: Tabular | pd.DataFrame | None = None,
+    representations: Tabular | pd.DataFrame | Mapping[str, Tabular | pd.DataFrame] | None = None,
     controls: Mapping[str, Matrices] | None = None,
     metric: str | None = None,
     n_permutations: int = 9999,
     seed: int = 0,
     levels: Sequence[str] = ("all", "layer", "module"),
+    representation_levels: Sequence[str] = ("all",),
 ) -> Relation:
     """Relate what training language i did to language j to what the two share.
 
@@ -95,14 +99,27 @@ def relate(
     The headline is about one predictor, chosen before looking: the first that there is of Jaccard
     of what a step changed with the masks of the others, Jaccard of the masks, cosine of
     steps with the updates of the others, cosine of the updates, mean influence; always over all
-    parameters. It says `associated` where q ≤ .05, and says so where the interval
-    includes 0 all the same.
+    parameters; without any of these, CKA of the base. It says `associated` where q ≤ .05, and says
+    so where the interval includes 0 all the same.
+
+    Representations are those of the base, before any language was trained: what is measured after
+    training is no prediction of it. Each measure is one test, its mean over the layers, so that
+    they add few tests to those that overlap is corrected with; single layers are tested on demand.
+    Expected is that languages which the base represents alike help each other.
+
+    A run without masks or updates of its own takes those of the first run (adapters from the base
+    do not depend on the order of training), and `notes` says so; without steps, influence or
+    representations of its own it is left out of their tests, and `n_runs` and `notes` say so.
 
     Args:
         forgetting: What was lost; None where there are no scores.
         overlap: An `Overlap`, its table, or several by name. Overlaps of steps with adapters
             (or of masks of the one with masks of the other) are directed, [changed, used].
         influence: An `Influence` or its table.
+        representations: Tables of how alike languages are represented, as
+            `subnet_probes.language_similarity` and `cross_lingual_transfer` give them; several by
+            name. With a column `stage`, rows of stage 0 are taken. Of a transfer it is the score
+            of the first task in macro-F1 where that was measured, else in accuracy.
         controls: Matrices [l, l] by name to hold fixed, or one for each run, as `control_matrices`
             makes them; `{}` for none. By default same script, baseline of the receiver (where
             items are known) and position of the donor.
@@ -110,6 +127,7 @@ def relate(
         n_permutations: Permutations per test; all l! where there are no more than that.
         seed: Seed of the permutations.
         levels: Levels of overlap to relate, of `all`, `layer`, `type` and `module`.
+        representation_levels: Levels of representations: `all`, the mean over layers, and `layer`.
 
     Raises:
         InputError: No such metric; matrices that are not usable.
@@ -120,10 +138,13 @@ def relate(
     """
     predictors = [] if overlap is None else from_overlap(overlap, levels)
     predictors += [] if influence is None else from_influence(influence)
+    if representations is not None:
+        predictors += from_representations(representations, representation_levels)
     settings: dict[str, Any] = {
         "outcome": _OUTCOME,
         "n_permutations": n_permutations,
         "levels": list(levels),
+        "representation_levels": list(representation_levels),
         "methods": list(_METHODS),
         "alpha": ALPHA,
         "fewest_languages": FEWEST_LANGUAGES,
@@ -150,6 +171,7 @@ def relate(
     notes: list[str] = []
     if controls is None:
         controls = _own_controls(forgetting, metric, outcome, notes)
+    notes += _borrowed(predictors, tuple(outcome))
     rows: list[dict[str, Any]] = []
     used: dict[str, list[str]] = {}
     for runs, group in _by_runs(predictors, tuple(outcome)).items():
@@ -244,6 +266,22 @@ def _by_runs(
     for predictor in predictors:
         found.setdefault(tuple(for_runs(predictor, runs)), []).append(predictor)
     return found
+
+
+def _borrowed(predictors: Iterable[Predictor], runs: tuple[str, ...]) -> list[str]:
+    """Which predictors stand for runs in which they were not measured, and which do not."""
+    found = []
+    for predictor in predictors:
+        lent, own = lent_to(predictor, runs), for_runs(predictor, runs)
+        absent = [run for run in runs if run not in own]
+        if lent and predictor.matrices:
+            first = next(iter(predictor.matrices)).partition("|")[0]
+            found.append(f"{predictor.name} of run {first} stand for {', '.join(lent)} too")
+        elif absent and own:
+            found.append(
+                f"{predictor.name}: {', '.join(absent)} left out, where it was not measured"
+            )
+    return list(dict.fromkeys(found))
 
 
 def _usable(

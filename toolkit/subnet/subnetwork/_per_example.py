@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from subnet.errors import InputError
 from subnet.model import evaluation_mode, example_losses, find_task
-from subnet.model.evaluation import IGNORED
 from subnet.model.per_example import LayerRecord, by_example, frozen, record_layers
+from subnet.subnetwork import _scores
 
 #: Numbers of per-example gradients that are held at once: 16 MB in float32, or one example's.
 _CHUNK = 1 << 22
@@ -117,7 +117,7 @@ def sum_of_powers(
                 terms = _label_terms(model, batch) if expected else _true_terms(model, batch)
             labelled = torch.ones_like(terms[0][0], dtype=torch.bool)
             if not expected:
-                labelled = _labelled(model, batch).to(labelled.device)
+                labelled = _scores.labelled(model, batch).to(labelled.device)
             n = len(labelled)
             for number, (losses, scale) in enumerate(terms):
                 more = number + 1 < len(terms)
@@ -179,16 +179,6 @@ def _pairs(
 def _true_terms(model: nn.Module, batch: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
     losses = example_losses(model, batch)
     return [(losses, torch.ones_like(losses, requires_grad=False))]
-
-
-def _labelled(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """[n]: which examples have a label that a loss is taken of."""
-    labels: Tensor = batch["labels"]
-    if find_task(model) == "causal-lm":
-        labels = labels[:, 1:]
-    if labels.is_floating_point():
-        return torch.ones(len(labels), dtype=torch.bool)
-    return (labels.reshape(len(labels), -1) != IGNORED).any(dim=1)
 
 
 def _label_terms(model: nn.Module, batch: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
