@@ -21,8 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import subnet
 from subnet.errors import DivergedError, InputError, MissingInputError, OutputError
-from subnet.training import find_cells, read_config, train
-from subnet.training import run as run_module
+from subnet.training import _procedure, find_cells, read_config, train
 from training_makers import digests, small_config
 
 REGIMES = {
@@ -379,8 +378,7 @@ def test_a_loss_that_is_not_finite_stops_with_stage_and_step_and_keeps_what_was_
     tmp_path, monkeypatch
 ):
     config = small_config(languages=["de", "fr", "ru"])
-    fitted = run_module.fit
-    from subnet.training import _sequence
+    fitted = _procedure.fit
 
     calls = []
 
@@ -391,7 +389,7 @@ def test_a_loss_that_is_not_finite_stops_with_stage_and_step_and_keeps_what_was_
                 next(value for value in model.parameters() if value.requires_grad).fill_(np.nan)
         return fitted(model, *arguments, **named)
 
-    monkeypatch.setattr(_sequence, "fit", spoil)
+    monkeypatch.setattr(_procedure, "fit", spoil)
     with pytest.raises(DivergedError, match=r"stage 2 of 3 .*step 1 of 4.*stage 1 is kept"):
         train(config, tmp_path / "run")
     assert [path.name[:2] for path in (tmp_path / "run/stages").iterdir()] == ["01"]

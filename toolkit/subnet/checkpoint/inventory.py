@@ -21,7 +21,8 @@ class Entry:
     Attributes:
         kind: `"settings"`, `"base"`, `"adapter"`, `"weights"` (fine-tuned, one per language),
             `"mask"`, `"stage"`, `"scores"`, `"items"`, `"train_examples"`, `"validation_examples"`,
-            `"test_examples"`, `"languages_table"`, `"transfer"` or `"joint"`.
+            `"test_examples"`, `"languages_table"`, `"transfer"`, `"training_record"` or
+            `"joint"`.
         path: Where it is, absolute.
         run: The run it belongs to.
         language: Its language, None where it has none.

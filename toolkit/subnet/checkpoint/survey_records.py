@@ -15,6 +15,11 @@ from subnet.errors import FileFormatError
 
 #: Scores of every language under the parameters that are one language's own.
 TRANSFER_FILE = "transfer.csv"
+#: What training says of itself, for people to read.
+_TRAINING_RECORDS = {
+    "mask_history.csv": "how dynamic masks changed",
+    "conflict.csv": "how far the gradients of languages agreed",
+}
 
 
 def survey_language_table(root: Root, findings: Findings) -> None:
@@ -40,6 +45,9 @@ def survey_tables(root: Root, findings: Findings) -> None:
         if path.name == TRANSFER_FILE:
             text = "what each language's own parameters do on every language"
             findings.entries.append(Entry("transfer", path, root.run, recognised_as=text))
+        elif path.name in _TRAINING_RECORDS:
+            text = _TRAINING_RECORDS[path.name]
+            findings.entries.append(Entry("training_record", path, root.run, recognised_as=text))
         elif "item" in header:
             item = ItemFile(path, root.run)
             findings.records.items.append(item)

@@ -65,7 +65,8 @@ def settings_toml(
         for name, metric in task.metrics.items():
             lines += ["", f"[scores.{name}]"]
             lines += [f"higher_is_better = {json.dumps(metric.higher_is_better)}"]
-            lines += [f"chance = {metric.chance:.6g}"] * (metric.chance is not None)
+            if metric.chance is not None:
+                lines += [f"chance = {metric.chance:.6g}"]
             if metric.range is not None:
                 lines += [f"range = {json.dumps(list(metric.range))}"]
     if recipe is not None and stages:
@@ -106,8 +107,8 @@ def _rate(recipe: Recipe) -> list[str]:
 
 
 def write_scores(log: StageLog, folder: Path) -> None:
-    """`scores.csv`, `items.csv` and, where languages have their own parameters, `transfer.csv`."""
-    for name in ("scores", "items", "transfer"):
+    """`scores.csv`, `items.csv`, and what else the stages left."""
+    for name in ("scores", "items", "transfer", "mask_history"):
         frame = log.table(name)
         if frame is not None:
             with new_file(folder / f"{name}.csv") as building:

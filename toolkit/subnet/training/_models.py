@@ -34,26 +34,23 @@ def starting_model(
     transformers.set_seed(seed)
     if not config.model.name:
         tokenizer = build_tokenizer(config.data.max_length)
-        return _small_model(config, labels, len(tokenizer)), tokenizer
-    classes = {
-        "sequence-classification": transformers.AutoModelForSequenceClassification,
-        "token-classification": transformers.AutoModelForTokenClassification,
-    }
+        build = _small_writer if config.task == "translation" else _small_encoder
+        return build(config, labels, len(tokenizer)), tokenizer
     beside = folder / config.model.name
     name = str(beside) if beside.is_dir() else config.model.name
     if not beside.is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise MissingInputError("there is no such model folder", path=beside)
+    options: dict[str, Any] = {"trust_remote_code": False, "dtype": "float32"}
+    if labels:
+        options |= {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: index for index, label in enumerate(labels)},
+            "ignore_mismatched_sizes": True,
+        }
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model = classes[config.task].from_pretrained(
-            name,
-            trust_remote_code=False,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: index for index, label in enumerate(labels)},
-            ignore_mismatched_sizes=True,
-            dtype="float32",
-        )
+        model = _model_class(config.task, name).from_pretrained(name, **options)
     except (OSError, ValueError) as error:
         raise MissingInputError(
             f"there is no model {config.model.name!r} that can be loaded "
@@ -63,7 +60,20 @@ def starting_model(
     return model, tokenizer
 
 
-def _small_model(config: TrainingConfig, labels: Sequence[str], vocabulary: int) -> Any:
+def _model_class(task: str, name: str) -> Any:
+    import transformers
+
+    if task == "sequence-classification":
+        return transformers.AutoModelForSequenceClassification
+    if task == "token-classification":
+        return transformers.AutoModelForTokenClassification
+    settings = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    if settings.is_encoder_decoder:
+        return transformers.AutoModelForSeq2SeqLM
+    return transformers.AutoModelForCausalLM
+
+
+def _small_encoder(config: TrainingConfig, labels: Sequence[str], vocabulary: int) -> Any:
     import transformers
 
     sizes = config.model
@@ -87,8 +97,50 @@ def _small_model(config: TrainingConfig, labels: Sequence[str], vocabulary: int)
     return transformers.BertForTokenClassification(settings)
 
 
+def _small_writer(config: TrainingConfig, _: Sequence[str], vocabulary: int) -> Any:
+    import transformers
+
+    sizes = config.model
+    special = {
+        "vocab_size": vocabulary,
+        "pad_token_id": SPECIAL_TOKENS.index("[PAD]"),
+        "bos_token_id": SPECIAL_TOKENS.index("[CLS]"),
+        "eos_token_id": SPECIAL_TOKENS.index("[SEP]"),
+    }
+    if sizes.kind == "encoder-decoder":
+        return transformers.T5ForConditionalGeneration(
+            transformers.T5Config(
+                d_model=sizes.width,
+                d_kv=sizes.width // sizes.heads,
+                d_ff=sizes.feed_forward,
+                num_layers=sizes.layers,
+                num_heads=sizes.heads,
+                decoder_start_token_id=special["pad_token_id"],
+                dropout_rate=0.0,
+                **special,
+            )
+        )
+    written = config.translation.max_new_tokens or config.data.max_length
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            hidden_size=sizes.width,
+            num_hidden_layers=sizes.layers,
+            num_attention_heads=sizes.heads,
+            intermediate_size=sizes.feed_forward,
+            max_position_embeddings=config.data.max_length + max(config.data.max_length, written),
+            initializer_range=sizes.initializer_range,
+            **special,
+        )
+    )
+
+
 def heads_of(model: Any) -> list[str]:
-    """Names of the modules that stand on the encoder: what a task adds to it."""
+    """Names of the modules that stand on the encoder: what a task adds to it.
+
+    A model that writes has none: what it writes with is a part of it.
+    """
+    if model.can_generate():
+        return []
     inside = model.base_model_prefix
     return [
         name
@@ -148,7 +200,7 @@ def adapted(base: Any, adaptation: AdaptationConfig, rank: int, seed: int) -> An
 
 
 def _linear_pattern(model: Any, heads: Sequence[str]) -> str:
-    """Every linear layer below the heads, by one pattern.
+    """Every linear layer but heads, a pooler, and what writes tokens, by one pattern.
 
     PEFT keeps a list of names as a set, whose order changes from one process to the next.
     """
@@ -156,16 +208,14 @@ def _linear_pattern(model: Any, heads: Sequence[str]) -> str:
 
     from torch import nn
 
-    last = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and name.partition(".")[0] not in heads
-        # A pooler belongs to classification and not to the encoder.
-        and ".pooler." not in f".{name}."
+    linear = {name for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    out = {name for name, part in model.named_modules() if part is model.get_output_embeddings()}
+    left_out = {
+        name for name in linear if name in out or is_of(name, heads) or "pooler" in name.split(".")
     }
-    inside = re.escape(model.base_model_prefix)
-    return rf"{inside}\.(?!pooler\.).*({'|'.join(sorted(last))})"
+    last = "|".join(sorted({name.rpartition(".")[2] for name in linear - left_out}))
+    but = "|".join(f"{re.escape(name)}$" for name in sorted(left_out))
+    return rf"(?!{but}).*\b({last})" if but else rf".*\b({last})"
 
 
 def is_of(name: str, modules: Sequence[str]) -> bool:

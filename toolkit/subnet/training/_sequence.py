@@ -14,9 +14,9 @@ import numpy as np
 from subnet._files import new_directory
 from subnet.errors import DivergedError
 from subnet.training._models import adapted, heads_of, is_of
+from subnet.training._procedure import Left, Procedure
 from subnet.training._processes import is_first, wait_for_all
 from subnet.training._stages import StageLog, item_rows, score_rows
-from subnet.training._trainer import fit
 from subnet.training.config import Sharing, TrainingConfig
 from subnet.training.corpora import Corpus
 from subnet.training.sharing import Parameters, own_parameters, save_model
@@ -40,6 +40,7 @@ class Setting:
         task: How they are fed and scored.
         base: The model before the sequence; it is copied, never changed.
         named: Counts steps.
+        procedure: How a stage is trained.
     """
 
     config: TrainingConfig
@@ -49,6 +50,7 @@ class Setting:
     task: Task
     base: Any
     named: Named
+    procedure: Procedure
 
 
 def derived_seed(*parts: object) -> int:
@@ -99,9 +101,12 @@ class SequenceRun:
         for number, language in enumerate(self.order, start=1):
             if number <= done:
                 continue
-            self._train_stage(number, language)
+            left = self._train_stage(number, language)
             tables = self._test(number, language)
+            if left.history is not None:
+                tables["mask_history"] = left.history.assign(stage=number, language=language)
             self._deliver_stage(number, language)
+            self._deliver_mask(language, left)
             self._enter(number, language, tables)
         self._deliver_languages()
 
@@ -118,7 +123,7 @@ class SequenceRun:
                     self.parameters.load(self.log.own(number), language)
         return done
 
-    def _train_stage(self, number: int, language: str) -> None:
+    def _train_stage(self, number: int, language: str) -> Left:
         config = self.setting.config
         self.parameters.begin(self._seed("adapter", language))
         doing = f"stage {number} of {len(self.order)} ({language})"
@@ -128,15 +133,13 @@ class SequenceRun:
 
             resume = get_last_checkpoint(str(self.log.trainer_folder))
         try:
-            fit(
+            left = self.setting.procedure.train(
                 self.model,
                 self._train[language],
-                config.training.recipe,
-                collate=self.setting.task.collate,
+                language=language,
                 seed=self._seed("stage", language),
                 folder=self.log.trainer_folder,
                 on_step=self.setting.named(doing),
-                save_every=config.output.save_every,
                 resume=resume,
             )
         except DivergedError as error:
@@ -148,6 +151,7 @@ class SequenceRun:
             ) from error
         if self.parameters.own:
             self.parameters.keep(language)
+        return left
 
     def _test_base(self) -> dict[str, pd.DataFrame]:
         outcome = self._outcome(self.setting.corpus.test)
@@ -164,13 +168,13 @@ class SequenceRun:
         if self.setting.config.evaluation.transfer:
             self.parameters.put(language)
             everywhere = self._outcome(rows)
-            found = score_rows(self.setting.task, rows, everywhere, self.setting.corpus.names)
+            found = score_rows(self.setting.task, rows, everywhere, self.setting.corpus.tested)
             frame = pd.DataFrame(found)
             frame.insert(0, "trained_language", language)
             frame.insert(0, "stage", number)
             transfer = {"transfer": frame}
         groups: dict[str, list[str]] = {}
-        for name in self.setting.corpus.names:
+        for name in self.setting.corpus.tested:
             groups.setdefault(self.parameters.serving(name), []).append(name)
         places: list[int] = []
         parts: list[Outcome] = []
@@ -198,7 +202,7 @@ class SequenceRun:
         import pandas as pd
 
         rows = self.setting.corpus.test
-        found = score_rows(self.setting.task, rows, outcome, self.setting.corpus.names)
+        found = score_rows(self.setting.task, rows, outcome, self.setting.corpus.tested)
         tables = {"scores": pd.DataFrame(found), "items": item_rows(rows, outcome)}
         for frame in tables.values():
             frame.insert(0, "stage", number)
@@ -221,6 +225,14 @@ class SequenceRun:
         last = number == len(self.order)
         if self.carried and (keep == "all" or (keep == "last" and last)):
             self._deliver(f"stages/{number:02d}-{language}")
+
+    def _deliver_mask(self, language: str, left: Left) -> None:
+        """Which weights a language moved, where training found them."""
+        if left.mask is not None and is_first():
+            place = self.folder / "masks" / f"{language}.safetensors"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            left.mask.save(place)
+        wait_for_all()
 
     def _deliver_languages(self) -> None:
         """The model that answers for each language at the end, where languages have their own."""

@@ -107,9 +107,12 @@ def score_rows(
     task: Task, rows: Sequence[Row], outcome: Outcome, languages: Sequence[str]
 ) -> list[dict[str, Any]]:
     """language, metric, value, stderr of some languages from results on all examples."""
+    places_of: dict[str, list[int]] = {language: [] for language in languages}
+    for place, row in enumerate(rows):
+        if row["language"] in places_of:
+            places_of[row["language"]].append(place)
     found = []
-    for language in languages:
-        places = [i for i, row in enumerate(rows) if row["language"] == language]
+    for language, places in places_of.items():
         own = [rows[i] for i in places]
         found += [
             {
@@ -126,7 +129,8 @@ def score_rows(
 def item_rows(rows: Sequence[Row], outcome: Outcome) -> pd.DataFrame:
     """language, item, metric, value of every example, in six digits.
 
-    That is more than a float32 loss is good for, and these are the largest tables.
+    That is more than a float32 loss is good for, and these are the largest tables. What is
+    undefined for an example has no row.
     """
     import pandas as pd
 
@@ -143,7 +147,7 @@ def item_rows(rows: Sequence[Row], outcome: Outcome) -> pd.DataFrame:
             for metric, values in outcome.items.items()
         ],
         ignore_index=True,
-    )
+    ).dropna(subset="value", ignore_index=True)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

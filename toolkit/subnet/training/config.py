@@ -34,6 +34,11 @@ class DataConfig(_Part):
         "language; files: train.jsonl, test.jsonl (and validation.jsonl) or <language>.tsv in path",
     )
     path: str = Field(default="", description="folder of the files, relative to this file")
+    kinds: tuple[str, ...] = Field(
+        default=(),
+        description="cldr: territory, language, script, currency, city, unit (the default but for "
+        "translation), date, time, duration, money, list (of translation date, duration, money)",
+    )
     max_concepts_per_kind: PositiveInt = Field(
         default=180, description="cldr: concepts kept of each kind, so that no kind dominates"
     )
@@ -141,7 +146,8 @@ class BaseRecipe(RecipeConfig):
     conflict_every: int = Field(
         default=0,
         ge=0,
-        description="steps after which the languages' gradients are compared (conflict.csv); 0: not",
+        description="steps after which the languages' gradients are compared, into conflict.csv; "
+        "0: never",
     )
 
     @property
@@ -336,7 +342,7 @@ class TrainingConfig(_Part):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the resolved settings: a run goes on only where they are the same."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        text = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -18,12 +18,17 @@ from subnet.training.data import load_data
 from subnet.training.languages import FAMILIES, resolve_languages
 from subnet.training.slots import load_slots
 from subnet.training.tasks import Row
+from subnet.training.terms import TERM_KINDS
 from subnet.training.tokenizer import ADDED_TOKENS
+
+#: Names of things are learnt by heart; phrases follow patterns that a small model can learn.
+_TRANSLATED_KINDS = ("date", "duration", "money")
 
 PARTS = ("train", "validation", "test")
 
 #: What an example of a task needs.
 _NEEDED: Mapping[str, tuple[str, ...]] = {
+    "translation": ("source", "target"),
     "sequence-classification": ("text", "label"),
     "token-classification": ("tokens", "tags"),
 }
@@ -34,10 +39,11 @@ class Corpus:
     """The examples of a run.
 
     Attributes:
-        languages: In the order asked for.
-        labels: What the model tells apart.
+        languages: In the order asked for; of translation they are directions.
+        labels: What the model tells apart; nothing where it writes.
         train, validation, test: Examples; each names its language and has an `id` of its own.
         report: Per language, what could make it differ from the others: a row of `languages.csv`.
+        also_tested: Labels of those languages that are tested and not trained.
     """
 
     languages: tuple[Language, ...]
@@ -46,11 +52,17 @@ class Corpus:
     validation: tuple[Row, ...]
     test: tuple[Row, ...]
     report: tuple[Mapping[str, Any], ...]
+    also_tested: tuple[str, ...] = ()
+
+    @property
+    def tested(self) -> tuple[str, ...]:
+        """Labels of all languages."""
+        return tuple(language.label for language in self.languages)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Labels of the languages."""
-        return tuple(language.label for language in self.languages)
+        """Labels of the languages that are trained."""
+        return tuple(label for label in self.tested if label not in self.also_tested)
 
 
 def load_corpus(config: TrainingConfig, folder: Path) -> Corpus:
@@ -64,11 +76,58 @@ def load_corpus(config: TrainingConfig, folder: Path) -> Corpus:
         MissingInputError: A file is not there, or a language has no examples.
         InputError: A language is unknown, an example lacks what the task needs.
     """
-    corpus = _generated(config) if config.data.source == "cldr" else _from_files(config, folder)
+    if config.task == "translation":
+        corpus = _translations(config, folder)
+    else:
+        corpus = _generated(config) if config.data.source == "cldr" else _from_files(config, folder)
     return dataclasses.replace(
         corpus,
         train=_capped(corpus.train, config.data.max_train, config.seed),
         test=_capped(corpus.test, config.data.max_test, config.seed),
+    )
+
+
+def _translations(config: TrainingConfig, folder: Path) -> Corpus:
+    """Directions between languages, those that are only tested last."""
+    from subnet.training.translation_data import (
+        directions_between,
+        load_directions,
+        read_translations,
+    )
+
+    also = config.translation.also_tested
+    directions: tuple[str, ...] | None = None
+    if not isinstance(config.languages, str):
+        directions = (*config.languages, *also)
+    if config.data.source == "files":
+        data = read_translations(
+            folder / config.data.path,
+            directions=directions,
+            test_share=config.data.test_share,
+            validation_share=config.data.validation_share,
+            seed=config.seed,
+        )
+    else:
+        if directions is None:
+            chosen = resolve_languages(config.languages)
+            directions = directions_between([entry.label for entry in chosen], pivot="en")
+        data = load_directions(
+            directions,
+            kinds=config.data.kinds or _TRANSLATED_KINDS,
+            max_concepts_per_kind=config.data.max_concepts_per_kind,
+            test_share=config.data.test_share,
+            validation_share=config.data.validation_share,
+            seed=config.seed,
+        )
+    index = LanguageIndex()
+    return Corpus(
+        tuple(index.add(label) for label in data.directions),
+        (),
+        tuple(row for row in data.train if row["language"] not in also),
+        data.validation,
+        data.test,
+        data.report,
+        also,
     )
 
 
@@ -77,6 +136,7 @@ def _generated(config: TrainingConfig) -> Corpus:
         config.languages if isinstance(config.languages, str) else list(config.languages)
     )
     settings: dict[str, Any] = {
+        "kinds": config.data.kinds or TERM_KINDS,
         "max_concepts_per_kind": config.data.max_concepts_per_kind,
         "test_share": config.data.test_share,
         "validation_share": config.data.validation_share,
@@ -86,7 +146,7 @@ def _generated(config: TrainingConfig) -> Corpus:
     data = load_data(languages, **settings)
     named = tuple(entry.language for entry in data.languages)
     if config.task == "sequence-classification":
-        parts = {
+        parts: dict[str, Any] = {
             part: tuple(dataclasses.asdict(example) for example in getattr(data, part))
             for part in PARTS
         }
@@ -115,7 +175,7 @@ def _from_files(config: TrainingConfig, folder: Path) -> Corpus:
     found = list(dict.fromkeys(row["language"] for part in PARTS for row in parts[part]))
     labels = found if wanted is None else [index.add(name).label for name in wanted]
     _check(parts, labels, config.task, path)
-    kept = {
+    kept: dict[str, Any] = {
         part: tuple(row for label in labels for row in rows if row["language"] == label)
         for part, rows in parts.items()
     }

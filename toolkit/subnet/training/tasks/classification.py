@@ -100,10 +100,10 @@ class SequenceClassification:
         """Mean loss and accuracy with their errors; macro-F1, which is no mean of items."""
         from sklearn.metrics import f1_score
 
-        expected = [str(row["label"]) for row in rows]
+        expected = [self._index[str(row["label"])] for row in rows]  # numbers are compared faster
         f1 = f1_score(
             expected,
-            outcome.outputs,
+            [self._index[output] for output in outcome.outputs],
             labels=sorted(set(expected)),
             average="macro",
             zero_division=0.0,

@@ -1,0 +1,214 @@
+"""How one stage is trained: plainly, or so that only a subnetwork of its language moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from subnet.errors import InputError, MissingInputError
+from subnet.training._models import heads_of
+from subnet.training._trainer import fit
+from subnet.training.config import TrainingConfig
+from subnet.training.tasks import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from subnet.subnetwork import Subnetwork
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a stage leaves behind beside the model.
+
+    Attributes:
+        mask: Which weights its language moved; None where all moved, or the mask was given.
+        history: How a dynamic mask changed: a row for every time that it was found.
+    """
+
+    mask: Subnetwork | None = None
+    history: pd.DataFrame | None = None
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """Trains stages as a configuration says.
+
+    Args:
+        config: Of the run.
+        task: How examples are fed.
+        base: The model before the sequence.
+        identity: Of the base, which masks must stand on.
+        masks: Of each language, where they are given.
+    """
+
+    config: TrainingConfig
+    task: Task
+    base: Any
+    identity: str
+    masks: Mapping[str, Subnetwork] = field(default_factory=dict)
+
+    def train(
+        self,
+        model: Any,
+        features: Sequence[Mapping[str, Any]],
+        *,
+        language: str,
+        seed: int,
+        folder: Path,
+        on_step: Callable[[], None],
+        resume: str | None,
+    ) -> Left:
+        """Train a model on one language's examples, in place.
+
+        Args:
+            model: What requires gradients is trained.
+            features: Examples as the model takes them.
+            language: Whose they are.
+            seed: Of the order of examples.
+            folder: Where Trainer may write what it needs to go on.
+            on_step: Called after every step.
+            resume: A checkpoint of Trainer to go on from.
+        """
+        method = self.config.subnetworks.method
+        common: dict[str, Any] = {
+            "collate": self.task.collate,
+            "seed": seed,
+            "on_step": on_step,
+            "save_every": self.config.output.save_every,
+        }
+        recipe = self.config.training.recipe
+        if method == "sparse":
+            return self._sparse(model, features, common, language, folder)
+        common |= {"folder": folder, "resume": resume}
+        if method == "none":
+            fit(model, features, recipe, **common, **task_arguments(self.config, self.task))
+            return Left()
+        from subnet.training.subnetworks import fit_masked
+
+        mask = self._mask(language)
+        common |= task_arguments(self.config, self.task)
+        fit_masked(model, features, recipe, mask=mask, **common)
+        if method == "dynamic":
+            return Left(mask.subnetwork(language, self.identity), mask.history)
+        return Left()
+
+    def _mask(self, language: str) -> Any:
+        from subnet.training.subnetworks import DynamicMask, DynamicSettings, MaskedUpdates
+
+        settings = self.config.subnetworks
+        if settings.method == "static":
+            return MaskedUpdates(
+                self.masks[language],
+                forward=settings.forward,
+                train=self._whole(),
+                base=self.identity,
+            )
+        return DynamicMask(
+            DynamicSettings(
+                density=settings.density,
+                every=settings.every,
+                score=settings.score,
+                smoothing=settings.smoothing,
+                train=self._whole(),
+            )
+        )
+
+    def _sparse(
+        self,
+        model: Any,
+        features: Sequence[Mapping[str, Any]],
+        common: Mapping[str, Any],
+        language: str,
+        folder: Path,
+    ) -> Left:
+        from subnet.training.subnetworks import sparse_fine_tune
+
+        found = sparse_fine_tune(
+            model,
+            features,
+            self.config.training.recipe,
+            density=self.config.subnetworks.density,
+            language=language,
+            base=self.identity,
+            train=self._whole(),
+            folder=folder,
+            resume=bool(self.config.output.save_every) and folder.is_dir(),
+            **common,
+        )
+        return Left(found.subnetwork)
+
+    def _whole(self) -> tuple[str, ...]:
+        """What is trained whole beside a mask: a head that is trained at all."""
+        if self.config.adaptation.head == "frozen":
+            return ()
+        return tuple(f"*{name}*" for name in heads_of(self.base))
+
+
+def task_arguments(config: TrainingConfig, task: Task) -> dict[str, Any]:
+    """What a task asks of `fit`: steps of alignment between those of translation."""
+    trainer_class = getattr(task, "trainer_class", None)
+    if trainer_class is None:
+        return {}
+    return {"trainer_class": trainer_class, "temperature": config.translation.temperature}
+
+
+def steps_of_a_stage(config: TrainingConfig) -> int:
+    """Optimizer steps of one stage; sparse fine-tuning trains twice."""
+    return config.training.steps * (2 if config.subnetworks.method == "sparse" else 1)
+
+
+def read_masks(config: TrainingConfig, root: Path, languages: Sequence[str]) -> dict[str, Any]:
+    """The masks that static training is given, one for each language.
+
+    Raises:
+        MissingInputError: There is no such directory, or a language has no mask in it.
+    """
+    from subnet.checkpoint import open_checkpoint
+    from subnet.subnetwork import load_subnetworks
+
+    if config.subnetworks.method != "static":
+        return {}
+    place = root / config.subnetworks.masks
+    if not place.is_dir():
+        raise MissingInputError(
+            "there is no such directory of masks",
+            path=place,
+            expected="masks/<language>.safetensors, as subnet extract writes them",
+        )
+    found = {str(mask.language): mask for mask in load_subnetworks(open_checkpoint(place))}
+    lacking = [language for language in languages if language not in found]
+    if lacking:
+        raise MissingInputError(
+            f"holds no mask of {lacking[0]}",
+            path=place,
+            expected=f"one of each of {', '.join(languages)}",
+            fix=f"there are masks of {', '.join(found) or 'no language'}",
+        )
+    return found
+
+
+def check_procedure(config: TrainingConfig) -> None:
+    """Refuse what cannot be trained together.
+
+    Raises:
+        InputError: Says which two settings.
+    """
+    method, tuning = config.subnetworks.method, config.adaptation.tuning
+    if method in ("sparse", "dynamic") and tuning == "lora":
+        raise InputError(
+            f"subnetworks.method is {method!r} and adaptation.tuning is 'lora'",
+            expected="tuning = 'full': it selects weights of the model",
+        )
+    if config.translation.alignment and method == "sparse":
+        raise InputError(
+            "translation.alignment and subnetworks.method = 'sparse' are asked for together",
+            expected="one of the two",
+        )
+    if config.translation.alignment and config.task != "translation":
+        raise InputError(
+            f"translation.alignment is asked for and task is {config.task!r}",
+            expected="task = 'translation'",
+        )
