@@ -1,0 +1,1 @@
+"""What causes knowledge loss over 52 languages: a study from training to the written answer."""
