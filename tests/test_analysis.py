@@ -17,6 +17,8 @@ from planted import LANGUAGES, write_arc
 from subnet._tables import COLUMNS
 from subnet.errors import InputError, OutputError
 from subnet.subnetwork import Subnetwork
+from subnet.training import train
+from training_makers import small_config
 
 
 @pytest.fixture(scope="module")
@@ -299,3 +301,18 @@ def test_an_output_directory_that_is_taken_is_refused_and_ours_is_replaced(analy
 def test_an_unknown_metric_is_refused_by_name(arc):
     with pytest.raises(InputError, match="there is no metric 'bleu'; expected one of loss"):
         subnet.analyze(arc, metric="bleu")
+
+
+def test_runs_of_a_training_are_analysed_each_by_its_own_settings(tmp_path):
+    """Stages say their rates in the run's own file; adapters that runs share are no replicates."""
+    config = small_config(
+        languages=["de", "fr", "ru"], sequence={"orders": 2, "adapters": True, "joint": True}
+    )
+    train(config, tmp_path / "run")
+    checkpoint = subnet.open_checkpoint(tmp_path / "run")
+    assert "01-" in next(iter(checkpoint.settings_of("order-1").stages))
+    analysis = subnet.analyze(checkpoint, ablation=False, influence=True, n_permutations=99)
+    assert set(analysis.influence.frame["run"]) >= {"order-1", "order-2"}
+    assert not [line for line in analysis.warnings if "same LoRA initialisation" in line]
+    frame = analysis.forgetting.frame
+    assert frame[frame["measure"] == "intransigence"]["value"].notna().all()

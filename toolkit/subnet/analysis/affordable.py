@@ -81,7 +81,7 @@ def find_influence(checkpoint: Checkpoint, *, wanted: bool | None, seed: int) ->
     )  # fmt: skip
     try:
         return InfluenceTrial(attribute_checkpoint(checkpoint, settings))
-    except InputError as error:
+    except (InputError, MissingInputError) as error:
         if wanted:
             raise
         return _missing(

@@ -226,6 +226,10 @@ class Checkpoint:
             frames.append(found)
         return pd.concat(frames, ignore_index=True)
 
+    def settings_of(self, run: str = MAIN_RUN) -> CheckpointSettings:
+        """`subnet.toml` of a run; what it does not say is what the directory around it says."""
+        return self._root(run).settings
+
     def holds(self, kind: str) -> bool:
         """Whether an entry of that kind (`scores`, `adapter`, …) was recognised."""
         return any(entry.kind == kind for entry in self.entries)

@@ -115,7 +115,7 @@ def checkpoints_of(checkpoint: Checkpoint, *, run: str = "main") -> dict[str, li
     for number, entry in weights_of_stages(checkpoint.entries, run).items():
         if number == 0 or entry.language is None:
             continue
-        stated = checkpoint.settings.stages.get(entry.path.name)
+        stated = checkpoint.settings_of(run).stages.get(entry.path.name)
         rate = None if stated is None else stated.learning_rate
         if stated is not None and isinstance(rate, float) and stated.steps is not None:
             found.setdefault(entry.language.label, []).append((entry.path, rate * stated.steps))

@@ -141,9 +141,6 @@ class Experiment:
         sequence = SequenceRun(setting, folder, run.order, run.seed)
         sequence.run()
         if is_first():
-            adapters = folder.parent.parent / "adapters"
-            if not alone and self.config.sequence.adapters and adapters.is_dir():
-                _directory.link_folder(adapters, folder / "adapters")
             text = _directory.settings_toml(
                 self.corpus,
                 self.task,
