@@ -339,7 +339,7 @@ def test_drift_stands_beside_forgetting_and_similarity_explains_it(tmp_path):
     joined = moved.merge(forgetting.effects, on=["run", "stage", "language"])
     assert len(joined) == 2 * len(moved)  # accuracy and loss
     table = language_similarity(stages[0], n_shuffles=0)
-    relation = relate(forgetting, overlap=table, levels=("layer",))
+    relation = relate(forgetting, representations=table, representation_levels=("layer",))
     assert set(relation.frame["measure"]) == {"cka"}
     assert set(relation.frame["module"]) == {"0", "1", "2"}
 

@@ -216,6 +216,11 @@ def test_language_is_found_where_it_lies_and_topic_does_not_help():
     )
     found = probe_language(arrays, items=items, settings=QUICK)
     accuracy = found.matrix()["all"]
+    low, high = accuracy.min(), accuracy.max()
+    assert repr(found) == (
+        "Probing(language of all languages together, layers 0, 1, 2, 3, "
+        f"accuracy {low:.2f} to {high:.2f})"
+    )
     assert accuracy["1"] > 0.85
     assert (accuracy[["0", "2", "3"]] < 0.45).all()
 

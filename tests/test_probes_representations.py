@@ -661,6 +661,8 @@ def test_models_that_cannot_be_used(tmp_path):
         representations(model, BERT)
     with pytest.raises(MissingInputError, match="a live model comes without examples"):
         representations(makers.make("bert"))
+    with pytest.raises(MissingInputError, match="no tokenizer; give tokenizer=, or examples with"):
+        representations(makers.make("bert"), [{"text": "a"}])
     lora = makers.make("bert_lora")
     _, mask = sparse_mask(makers.make("bert"))
     with pytest.raises(InputError, match="carries an adapter"):

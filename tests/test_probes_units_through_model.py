@@ -15,7 +15,7 @@ from subnet_probes import Probe, rank_model_units, representations, unit_agreeme
 from subnet_probes._stacks import find_stacks
 from subnet_probes._subject import Surgery, load
 from subnet_probes._through_model import BlockAttribution, Composed, attribute_blocks
-from subnet_probes.extraction import _encoder
+from subnet_probes.extraction import find_encoder
 
 PLANTED, WIDTH, NEURONS = 5, 16, 12
 #: Dimensions of the residual stream that only neurons write to.
@@ -80,7 +80,7 @@ def signed(model, rows, probe, labels, method, *, units="neuron", layer="1", ste
     """[n, units] of each block, with signs."""
     stacks = find_stacks(model, decoder=False)
     loaded = load(model, Surgery(None, "whole", None), None, None, "main")
-    encode = _encoder(rows, loaded, stacks, None, None, True, False)
+    encode = find_encoder(rows, loaded, stacks, None, None, True, False)
     composed = Composed(model, stacks, probe, layer, "mean")
     numbers = np.searchsorted(probe.classes_, labels)
     request = BlockAttribution(units, method, "mean", steps)

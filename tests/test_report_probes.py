@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from types import SimpleNamespace
 from xml.etree import ElementTree as ET
 
@@ -20,7 +21,7 @@ from subnet.report import Missing, ReportContent, render_report
 from subnet_probes import CheckpointProbing, report_sections
 from subnet_probes.report_extension import addition
 from subnet_probes.report_numbers import key_numbers, summary
-from subnet_probes.report_selection import END, OWN, Shown, change, what_was_lost
+from subnet_probes.report_selection import END, OWN, Shown, change, training_order, what_was_lost
 
 LABELS = ("de", "ar", "zh-Hans", "he")
 LAYERS = ("0", "1", "2")
@@ -249,6 +250,26 @@ def test_pictures_of_a_measure_share_order_and_scale(sections):
     assert all("shuffled 0.03" in figures[f"similarity-cka-at-the-{m}"] for m in ("base", "end"))
 
 
+def test_maps_stand_in_the_order_of_training_whatever_the_order_of_the_tables():
+    rows = pd.DataFrame(probe_rows(LABELS))
+    rows.loc[rows["model"] == "base"] = rows[rows["model"] == "base"].iloc[::-1].to_numpy()
+    drift = pd.DataFrame(drift_rows(LABELS[::-1]))
+    found = by_id(report_sections(probing_of(probes=rows, drift=drift), forgetting_of()))
+    for section, figure in (("probes-lost", 0), ("probes-drift", 0)):
+        svg = found[section].figures[figure].svg
+        assert re.findall(r">(de|ar|zh-Hans|he)  ", svg) == list(LABELS), section
+    # What is never trained stands behind.
+    assert training_order(rows, "main", ["xx", *LABELS[::-1]]) == [*LABELS, "xx"]
+    assert training_order(None, "main", ["b", "a"]) == ["b", "a"]
+
+
+def test_chance_that_is_noise_is_not_written_in_powers_of_ten():
+    rows = pd.DataFrame(similarity_rows(LABELS)).assign(shuffled=-4e-4)
+    found = by_id(report_sections(probing_of(similarity=rows)))["probes-alike"]
+    assert "(shuffled rows 0.000)" in found.lead
+    assert "shuffled 0<" in found.figures[0].svg
+
+
 def test_without_stages_adapters_stand_beside_the_base_and_the_loss_says_why_not():
     rows = pd.DataFrame(probe_rows(LABELS))
     rows = rows[(rows["model"] == "base") | (rows["trained_language"] == rows["language"])]
@@ -303,7 +324,8 @@ def test_an_addition_carries_tables_predictors_warnings_and_what_is_missing():
 
 
 @pytest.mark.slow
-def test_fifty_two_languages_fit_into_the_page():
+def test_fifty_two_languages_and_thirteen_layers_fit_into_the_page(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "LAYERS", tuple(map(str, range(13))))
     names = (
         "af am ar az bn cy da de el en es fa fi fr he hi hu hy id is it ja jv ka km kn ko lv ml mn "
         "ms my nb nl pl pt ro ru sl sq sv sw ta te th fil tr ur vi zh-Hans zh-Hant et"

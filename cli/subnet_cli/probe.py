@@ -27,7 +27,7 @@ Example:
 
 \b
   subnet probe demo --analysis labels --analysis drift --stages all --examples 0
-  subnet extract demo --method lape --out demo-neurons
+  subnet extract demo --method attribution --set units=neuron --out demo-neurons
   subnet probe demo --analysis units --subnetwork demo-neurons
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,8 @@ from subnet_cli.console import print_table, progress
 from subnet_cli.further import with_further
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from subnet.analysis import Addition
     from subnet.checkpoint import Checkpoint
     from subnet.forgetting import Forgetting
@@ -58,7 +61,8 @@ def command(
     from subnet.analysis import analyze
     from subnet.errors import MissingInputError
 
-    extensions = [_Tables(tuple(representations))] if representations else []
+    # Read before anything is computed: a name mistyped shall not cost minutes.
+    extensions = [_Tables(_read(representations))] if representations else []
     with progress(quiet=quiet or json) as report:
         analysis = analyze(
             paths,
@@ -67,6 +71,7 @@ def command(
             scope=scope,
             settings=with_further(method, {}, further or ()),
             masks=masks,
+            ablation=False,
             metric=metric,
             n_permutations=permutations,
             seed=seed,
@@ -90,33 +95,41 @@ def command(
 class _Tables:
     """Similarity of representations that was measured before, as predictors."""
 
-    paths: tuple[Path, ...]
+    frames: Mapping[str, pd.DataFrame]
 
     @property
     def name(self) -> str:
         return "representations"
 
     def __call__(self, checkpoint: Checkpoint, forgetting: Forgetting | None) -> Addition:  # noqa: ARG002 as extensions are called
-        import pandas as pd
-
-        from subnet._tables import MAIN_RUN
         from subnet.analysis import Addition
-        from subnet.errors import InputError, MissingInputError
 
-        frames = {}
-        for path in self.paths:
-            if not path.is_file():
-                raise MissingInputError(
-                    "does not exist", path=path, expected="a table that subnet probe wrote"
-                )
-            try:
-                # A language may be called "nan" or "NA".
-                frame = pd.read_csv(
-                    path, dtype={"layer": str, "run": str}, keep_default_na=False, na_values=[""]
-                )
-            except (ValueError, UnicodeDecodeError) as error:
-                raise InputError(
-                    f"is no table ({error})", path=path, expected="comma-separated values"
-                ) from error
-            frames[path.stem] = frame if "run" in frame else frame.assign(run=MAIN_RUN)
-        return Addition(representations=frames)
+        return Addition(representations=self.frames)
+
+
+def _read(paths: Sequence[Path]) -> dict[str, pd.DataFrame]:
+    """Path to table, each of which can be taken."""
+    import pandas as pd
+
+    from subnet._tables import MAIN_RUN
+    from subnet.errors import InputError, MissingInputError
+    from subnet.relation import check_representations
+
+    frames = {}
+    for path in paths:
+        if not path.is_file():
+            raise MissingInputError(
+                "does not exist", path=path, expected="a table that subnet probe wrote"
+            )
+        try:
+            # A language may be called "nan" or "NA".
+            frame = pd.read_csv(
+                path, dtype={"layer": str, "run": str}, keep_default_na=False, na_values=[""]
+            )
+        except (ValueError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"is no table ({error})", path=path, expected="comma-separated values"
+            ) from error
+        frames[str(path)] = frame if "run" in frame else frame.assign(run=MAIN_RUN)
+    check_representations(frames)
+    return frames

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from subnet_probes._checkpoint_tables import Tables
     from subnet_probes.checkpoint_probing_settings import CheckpointProbingSettings
 
-_FIND = "subnet extract --method lape writes some, and --subnetwork takes them"
+_FIND = (
+    "subnet extract --method attribution --set units=neuron writes some, and "
+    "--subnetwork takes them"
+)
 
 
 def find_masks(

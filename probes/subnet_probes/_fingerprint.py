@@ -34,7 +34,7 @@ def fingerprint(
         items: What the rows are of.
         settings: How hidden states become rows.
     """
-    from subnet.influence._fingerprints import ModelHash
+    from subnet.influence import ModelHash
 
     state = hashlib.sha256(ModelHash(model).now().encode())
     state.update(_files.to_json(record).encode())

@@ -56,14 +56,14 @@ def probe_cost(
     k = found.items[target].nunique()
     n, n_languages = int(sizes.max()), len(sizes)
     probed = sum(n_languages if point.end else 1 for point in points)
-    cost = probed * _of_one(n, d, k, settings)
+    cost = probed * cost_of_one(n, d, k, settings)
     if level == "sentence":
         ends = sum(point.end for point in points)
-        cost += ends * _of_one(int(sizes.sum()), d, n_languages, settings)
+        cost += ends * cost_of_one(int(sizes.sum()), d, n_languages, settings)
     return cost * len(found.layers)
 
 
-def _of_one(n: int, d: int, k: int, settings: ProbeSettings) -> float:
+def cost_of_one(n: int, d: int, k: int, settings: ProbeSettings) -> float:
     """Operations of one probe at one layer."""
     if k < 2:
         return 0.0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from subnet.errors import InputError
-from subnet.model._names import base_model
+from subnet.model import base_model
 from subnet_probes._encoding import Encoded
 
 DECODER = "decoder."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from subnet.errors import InputError, MissingInputError, NotComparableError
 from subnet.subnetwork.settings import one_of
-from subnet.validation._subjects import Subject
+from subnet.validation import Subject
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -151,7 +151,7 @@ def _merged(model: Any) -> nn.Module:
 
 def _values(model: Any, mask: Subnetwork) -> dict[str, Tensor]:
     """The model's values where a mask is."""
-    from subnet.model._names import base_parameters
+    from subnet.model import base_parameters
 
     parameters = base_parameters(model)
     for name, shape in mask.shapes.items():
@@ -165,14 +165,14 @@ def _values(model: Any, mask: Subnetwork) -> dict[str, Tensor]:
 
 
 def _class(model: nn.Module) -> str:
-    from subnet.model._names import base_model
+    from subnet.model import base_model
 
     return type(base_model(model)).__name__
 
 
 def _folders(model: nn.Module, source: Any) -> tuple[Path, ...]:
     from subnet.checkpoint import Checkpoint
-    from subnet.model._names import base_model
+    from subnet.model import base_model
 
     stated = str(getattr(getattr(base_model(model), "config", None), "_name_or_path", "") or "")
     found = [Path(stated)] if stated and Path(stated).is_dir() else []

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from subnet.errors import InputError
-from subnet.model import Attention, FeedForward, evaluation_mode, find_units
-from subnet.model._names import base_modules
+from subnet.model import Attention, FeedForward, base_modules, evaluation_mode, find_units
 from subnet.model.per_example import frozen
 from subnet.subnetwork.units import unit_parameters
 from subnet_probes._encoding import Encoded

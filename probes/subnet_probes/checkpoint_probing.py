@@ -14,7 +14,7 @@ from typing import Any
 
 from subnet._files import sha256, to_json
 from subnet._tables import provenance
-from subnet.analysis._attribution_source import draw
+from subnet.analysis import draw_examples
 from subnet.analysis.output import inputs_of
 from subnet.checkpoint import Checkpoint, open_checkpoint
 from subnet.errors import MissingInputError, OutputError
@@ -161,7 +161,9 @@ def _examples_of(
             fix=f"{others[0]}.jsonl is there: split='{others[0]}' (--split {others[0]}) takes it"
             if others else None,
         )  # fmt: skip
-    examples = draw(checkpoint.examples(settings.split), settings.examples or None, settings.seed)
+    examples = draw_examples(
+        checkpoint.examples(settings.split), settings.examples or None, settings.seed
+    )
     if not examples:
         raise MissingInputError("is empty", path=paths[0], expected="examples of each language")
     return examples, paths[0]

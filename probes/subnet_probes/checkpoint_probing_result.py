@@ -53,6 +53,14 @@ class CheckpointProbing:
     provenance: Provenance
     inputs: Mapping[str, str] = field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        rows = [f"{name} {len(frame)} rows" for name, frame in self.tables().items()]
+        lacking = f"; not possible: {', '.join(m.analysis for m in self.missing)}"
+        return (
+            f"CheckpointProbing({self.checkpoint.name}: {', '.join(rows)}"
+            f"{lacking if self.missing else ''})"
+        )
+
     def tables(self) -> dict[str, pd.DataFrame]:
         """File name, without `.csv`, to the table; those that there are."""
         named = {

@@ -11,7 +11,7 @@ import numpy as np
 
 from subnet import _files
 from subnet._tables import MAIN_RUN, provenance
-from subnet.errors import InputError
+from subnet.errors import InputError, MissingInputError
 from subnet.subnetwork.settings import one_of
 from subnet_probes._encoding import Encoded, Encoder, Example, longest
 from subnet_probes._fingerprint import fingerprint
@@ -127,7 +127,7 @@ def representations(
     _check(examples)
     loaded = load(model, surgery, language, stage, run)
     stacks = find_stacks(loaded.model, decoder=decoder)
-    encode = _encoder(examples, loaded, stacks, tokenizer, max_length, special_tokens, by_word)
+    encode = find_encoder(examples, loaded, stacks, tokenizer, max_length, special_tokens, by_word)
     rows = [encode(example, number) for number, example in enumerate(examples)]
     items = items_of(examples, rows, by_word=by_word)
     settings = {
@@ -236,7 +236,7 @@ def _refuse_undefined(pooled: Tensor, layer: str, items: pd.DataFrame, places: A
     )
 
 
-def _encoder(
+def find_encoder(
     examples: Sequence[Example],
     loaded: Loaded,
     stacks: Stacks,
@@ -245,8 +245,13 @@ def _encoder(
     special_tokens: bool,
     by_word: bool,
 ) -> Encoder:
-    from subnet.model._names import base_model
-    from subnet.subnetwork._tokenizing import load_tokenizer
+    """How texts or token ids become what the model reads.
+
+    Raises:
+        MissingInputError: Texts have no tokenizer.
+    """
+    from subnet.model import base_model
+    from subnet.subnetwork import load_tokenizer
 
     config: Any = base_model(loaded.model).config
     text = any("input_ids" not in example for example in examples)
@@ -254,7 +259,15 @@ def _encoder(
     if tokenizer is not None:
         known = longest(tokenizer, config)
     elif text:
-        tokenizer, known = load_tokenizer(loaded.folders, config)
+        try:
+            tokenizer, known = load_tokenizer(loaded.folders, config)
+        except MissingInputError as error:
+            if loaded.folders:
+                raise
+            raise MissingInputError(
+                "texts and a live model are given, and no tokenizer",
+                fix="give tokenizer=, or examples with input_ids",
+            ) from error
     if max_length is not None and max_length < 1:
         raise InputError(f"max_length is {max_length}", expected="1 or more")
     pad = getattr(config, "pad_token_id", None)

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from subnet.figures._style import (
+from subnet.figures.drawing import (
     COLOURS,
     INK,
     SMALL,
@@ -78,14 +78,17 @@ def scores_by_layer(panels: Sequence[Panel], *, metric: str) -> Figure:
         layers, places = _layers(panel.rows)
         wide = _wide(panel.rows, "score", layers)
         alone = wide.shape[1] == 1
-        for language in [] if alone else wide.columns:
-            ax.plot(places, wide[language], color=COLOURS[0], linewidth=0.6, alpha=0.35)
         if alone:
             low, high = (_wide(panel.rows, c, layers).iloc[:, 0] for c in ("ci_low", "ci_high"))
             band = ax.fill_between(places, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
             handles["95 % interval"] = band
         else:
-            handles["a language"] = ax.lines[-1]
+            # One path for all, interrupted between languages: a page has room for few.
+            gapped = np.column_stack([wide.to_numpy().T, np.full(wide.shape[1], math.nan)])
+            across = np.tile(np.append(places, places[-1]), wide.shape[1])
+            (handles["a language"],) = ax.plot(
+                across, gapped.ravel(), color=COLOURS[0], linewidth=0.6, alpha=0.35
+            )
         handles["probe" if alone else "probe, mean of languages"] = _line(
             ax, places, wide.mean(axis=1), COLOURS[0], "o", "-"
         )
@@ -107,7 +110,7 @@ def similarity_by_layer(panels: Sequence[Panel]) -> Figure:
         panels: One per measure, rows with `value, shuffled` and `moment`.
     """
     known = [panel.rows[["value", "shuffled"]].to_numpy(np.float64) for panel in panels]
-    figure, axes = _small_panels(panels, known, "similarity")
+    figure, axes = _small_panels(panels, known, "similarity", shared=False)
     handles: dict[str, Any] = {}
     for ax, panel in zip(axes, panels, strict=True):
         layers, places = _layers(panel.rows)
@@ -159,6 +162,11 @@ def languages_by_layer(
     low, high = _limits([every[["score", "ci_low", "ci_high", "majority"]].to_numpy(np.float64)])
     layers, places = _layers(every)
     handles: dict[str, Any] = {}
+    # Bands of three models hide each other, and thousands of bands and markers would make a page
+    # of megabytes.
+    few = across <= 4
+    banded = [moment for moment in moments if moment != "at the base"] or list(moments)
+    banded = banded if few else banded[:1]
     for place, label in enumerate(labels):
         row, column = divmod(place, across)
         box = (
@@ -173,18 +181,16 @@ def languages_by_layer(
             if not own["score"].notna().any():
                 continue
             colour, marker, style = _LOOKS[moment]
-            # Thousands of markers and bands would make a page of megabytes.
-            few = across <= 4
-            if few or moment != "at the base":
+            if moment in banded:
                 ax.fill_between(
                     places, own["ci_low"], own["ci_high"], color=colour, alpha=0.18, linewidth=0
                 )
             marker = marker if few else ""
             handles[moment] = _line(ax, places, own["score"], colour, marker, style, 3.2)
         majority = every[every["language"] == label].groupby("layer")["majority"].mean()
-        handles["most frequent label"] = _line(
-            ax, places, majority.reindex(layers), INK, "", ":", 3.2
-        )
+        majority = majority.reindex(layers)
+        level = places if majority.min() < majority.max() else places[[0, -1]]
+        handles["most frequent label"] = _line(ax, level, majority.iloc[level], INK, "", ":", 3.2)
         ax.set_ylim(low, high)
         _layer_ticks(ax, layers, width, shown=place + across >= len(labels))
         ax.locator_params(axis="y", nbins=4)
@@ -206,32 +212,38 @@ def languages_by_layer(
 
 
 def _small_panels(
-    panels: Sequence[Panel], known: Sequence[np.ndarray], ylabel: str
+    panels: Sequence[Panel], known: Sequence[np.ndarray], ylabel: str, *, shared: bool = True
 ) -> tuple[Figure, list[Axes]]:
-    """Panels with one range of values, four in a row, room for a legend beneath."""
+    """Panels four in a row, room for a legend beneath.
+
+    Args:
+        panels: What to draw.
+        known: Values that have to fit.
+        ylabel: What they are.
+        shared: Whether panels have one range of values, or each that of its part of `known`.
+    """
     longest = max(len(_layers(panel.rows)[0]) for panel in panels)
     across = min(len(panels), _ACROSS)
     down = math.ceil(len(panels) / across)
     width = max(min(0.3 * longest, 2.2), 1.8, *(text_width(p.title) + 0.1 for p in panels))
-    height, gap, left, bottom, head = 1.8, 0.25, 0.65, 1.0, 0.75
+    height, gap, left, bottom, head = 1.8, 0.25 if shared else 0.55, 0.65, 1.0, 0.75
     figure, first = canvas(
         (across * (width + gap) - gap, down * (height + head) - head), left=left, bottom=bottom,
         right=max(0.2, 6.0 - across * (width + gap)),
     )  # fmt: skip
     first.set_axis_off()
-    low, high = _limits(known)
     axes = []
     for place, panel in enumerate(panels):
         row, column = divmod(place, across)
         box = (left + column * (width + gap), bottom + (down - 1 - row) * (height + head))
         ax = axes_at(figure, (*box, width, height))
         ax.set_title(clean(panel.title, 60), fontsize=SMALL)
-        ax.set_ylim(low, high)
+        ax.set_ylim(*_limits(known if shared else known[place : place + 1]))
         _layer_ticks(ax, _layers(panel.rows)[0], width, shown=True)
-        if column:
-            ax.set_yticklabels([])
-        else:
+        if not column:
             ax.set_ylabel(ylabel)
+        elif shared:
+            ax.set_yticklabels([])
         ax.set_xlabel("layer", fontsize=SMALL)
         grid(ax, "y")
         axes.append(ax)

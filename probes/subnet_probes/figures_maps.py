@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from subnet.figures._style import (
+from subnet.figures.drawing import (
     COLOURS,
     INK,
     SMALL,
@@ -21,18 +21,16 @@ from subnet.figures._style import (
     axes_at,
     canvas,
     clean,
+    colour_bar,
     grid,
+    heat_map,
     plain_axes,
+    robust_limit,
+    span_of,
     styled,
     text_width,
     widest,
-)
-from subnet.figures.heat_maps import (
-    _colour_bar,
-    _heat_map,
-    _robust_limit,
-    _span,
-    _write_numbers,
+    write_numbers,
 )
 
 _MOST_WITH_NUMBERS = 16
@@ -72,9 +70,9 @@ def layer_map(
     left, gap, panel = max(widest(rows) + 0.15, 0.6), 0.3, 2.2
     right = 0.2 if beside is None else gap + panel + 0.2
     beside_bar = 2.2 + 0.3 + text_width(clean(bar, 60))
-    norm: Normalize = _span(matrix)
+    norm: Normalize = span_of(matrix)
     if signed:
-        limit = _robust_limit(matrix)
+        limit = robust_limit(matrix)
         norm = TwoSlopeNorm(0.0, -limit, limit)
     marked = math.isfinite(chance) and norm.vmin is not None and norm.vmin <= chance <= norm.vmax  # type: ignore[operator]
     figure, axes = canvas(
@@ -106,8 +104,8 @@ def layer_map(
         for colour, line in (("#ffffff", 2.0), ("#d55e00", 1.0)):
             axes.add_patch(PathPatch(frames, fill=False, edgecolor=colour, linewidth=line))
     if numbers:
-        _write_numbers(axes, matrix, colours, norm)
-    _colour_bar(figure, axes, colours, norm, clean(bar, 60), {"shuffled": chance} if marked else {})
+        write_numbers(axes, matrix, colours, norm)
+    colour_bar(figure, axes, colours, norm, clean(bar, 60), {"shuffled": chance} if marked else {})
     if beside is not None:
         dots = axes_at(figure, (left + width + gap, 0.5, panel, height))
         _dots(dots, beside.reindex(labels))
@@ -136,7 +134,7 @@ def similarity_map(
         languages: Table of languages, for their names.
     """
     names = Names.of(languages)
-    return _heat_map(
+    return heat_map(
         values.to_numpy(dtype=np.float64),
         [names.long(str(label)) for label in values.index],
         [clean(label, 14) for label in values.columns],
@@ -149,19 +147,20 @@ def similarity_map(
 
 
 def _dots(axes: matplotlib.axes.Axes, beside: pd.DataFrame) -> None:
-    for place, (value, low, high) in enumerate(beside[["value", "low", "high"]].to_numpy(float)):
-        if not math.isfinite(value):
-            axes.annotate(
-                "undefined", (0.02, place), xycoords=("axes fraction", "data"), va="center",
-                fontsize=SMALL, fontstyle="italic",
-            )  # fmt: skip
-            continue
-        if math.isfinite(low):
-            axes.plot([low, high], [place, place], color=INK, linewidth=0.8, alpha=0.6)
-        axes.plot(
-            value, place, marker="o", color=COLOURS[0], markersize=5, markeredgecolor=INK,
-            markeredgewidth=0.4,
+    value, low, high = beside[["value", "low", "high"]].to_numpy(float).T
+    places = np.arange(len(beside))
+    for place in places[~np.isfinite(value)]:
+        axes.annotate(
+            "undefined", (0.02, place), xycoords=("axes fraction", "data"), va="center",
+            fontsize=SMALL, fontstyle="italic",
         )  # fmt: skip
+    # One path for all intervals and one for all dots: a page of 52 languages has room for few.
+    ends = np.stack([low, high, np.full_like(low, math.nan)], axis=1).ravel()
+    axes.plot(ends, np.repeat(places, 3), color=INK, linewidth=0.8, alpha=0.6)
+    axes.plot(
+        value, places, marker="o", linestyle="", color=COLOURS[0], markersize=5,
+        markeredgecolor=INK, markeredgewidth=0.4,
+    )  # fmt: skip
     axes.axvline(0.0, color=INK, linewidth=0.6, alpha=0.5)
     axes.set_ylim(len(beside) - 0.5, -0.5)
     axes.set_yticks([])

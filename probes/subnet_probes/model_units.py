@@ -22,7 +22,7 @@ from subnet_probes._through_model import (
     Composed,
     attribute_blocks,
 )
-from subnet_probes.extraction import _encoder, representations
+from subnet_probes.extraction import find_encoder, representations
 from subnet_probes.probe import Probe
 from subnet_probes.probing import labelled_rows
 from subnet_probes.ranking import UnitRanking, fitted_probe
@@ -116,7 +116,7 @@ def rank_model_units(
     examples = list(examples_of(model) if data is None else data)
     loaded = load(model, Surgery(None, "whole", None), language, stage, run)
     stacks = find_stacks(loaded.model, decoder=False)
-    encode = _encoder(examples, loaded, stacks, tokenizer, max_length, special_tokens, False)
+    encode = find_encoder(examples, loaded, stacks, tokenizer, max_length, special_tokens, False)
     found = representations(
         loaded.model, examples, layers=layer, pool=pool, special_tokens=special_tokens,
         tokenizer=encode.tokenizer, max_length=encode.max_length,

@@ -56,6 +56,9 @@ class Probing:
     warnings: tuple[str, ...]
     provenance: Provenance
 
+    def __repr__(self) -> str:
+        return _described(self.frame, "Probing", self.layers, self.languages)
+
     def to_frame(self) -> pd.DataFrame:
         """The table (a copy of `frame`)."""
         return self.frame.copy()
@@ -91,6 +94,9 @@ class Transfer:
     languages: tuple[str, ...]
     warnings: tuple[str, ...]
     provenance: Provenance
+
+    def __repr__(self) -> str:
+        return _described(self.frame, "Transfer", self.layers, self.languages)
 
     def to_frame(self) -> pd.DataFrame:
         """The table (a copy of `frame`)."""
@@ -133,6 +139,18 @@ def tidy(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFr
         elif column != "testable":
             frame[column] = frame[column].astype(np.float64)
     return frame
+
+
+def _described(
+    frame: pd.DataFrame, name: str, layers: Sequence[str], languages: Sequence[str]
+) -> str:
+    """One line for a notebook: what was probed where, and the range of the accuracy."""
+    scores = frame.loc[frame["metric"] == "accuracy", "score"]
+    tasks = ", ".join(dict.fromkeys(frame["task"].astype(str)))
+    whole = list(languages) == ["all"]
+    of = "all languages together" if whole else f"{len(languages)} languages"
+    found = f", accuracy {scores.min():.2f} to {scores.max():.2f}" if scores.notna().any() else ""
+    return f"{name}({tasks} of {of}, layers {', '.join(layers)}{found})"
 
 
 def _chosen(frame: pd.DataFrame, value: str, metric: str, values: Sequence[str]) -> pd.DataFrame:

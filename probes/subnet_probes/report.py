@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from subnet.report import Figure, Section, Table
-from subnet.report._format import format_number
-from subnet.report._pieces import draw, has_rows, tidy
+from subnet.report import Figure, Section, Table, draw, format_number, has_rows, tidy
 from subnet_probes.figures_layers import Panel, languages_by_layer, scores_by_layer
 from subnet_probes.figures_maps import layer_map
 from subnet_probes.report_selection import (
@@ -23,6 +21,7 @@ from subnet_probes.report_selection import (
     change,
     first_run,
     language_table,
+    training_order,
     what_was_lost,
 )
 from subnet_probes.report_similarity import similarity_section
@@ -81,7 +80,7 @@ def report_sections(
             probing.similarity, languages, _reason(reasons, ("similarity",), "Not asked for.")
         ),
         _drift_section(
-            probing.drift, forgetting, languages, _reason(reasons, ("drift",), "Not asked for.")
+            probing, forgetting, languages, _reason(reasons, ("drift",), "Not asked for.")
         ),
     )
 
@@ -197,7 +196,7 @@ def _lost_section(
             start = BASE if BASE in moments else start
         rows = change(moments[start], moments[END])
         pictures += [
-            _map(rows, task, start, lost, languages),
+            _map(shown, rows, task, start, lost, languages),
             _by_language(shown, task, lost, languages),
         ]
         tables.append(_changes(rows, task, start, lost))
@@ -218,18 +217,24 @@ def _lost_section(
 
 
 def _map(
-    rows: pd.DataFrame, task: str, start: str, lost: Lost | None, languages: pd.DataFrame
+    shown: Shown,
+    rows: pd.DataFrame,
+    task: str,
+    start: str,
+    lost: Lost | None,
+    languages: pd.DataFrame,
 ) -> Figure:
     values = rows.pivot_table(
         index="language", columns="layer", values="value", sort=False, dropna=False
     )
+    values = values.reindex(training_order(shown.rows, shown.run, list(values.index)))
     certain = rows[(rows["ci_low"] > 0) | (rows["ci_high"] < 0)]
     words = "since its own stage" if start == OWN else "since the base"
     caption = (
-        "Rows are languages, columns are layers, the input first. Negative (brown): a probe reads "
-        f"less than {'after the own stage' if start == OWN else 'at the base'}; an empty cell has "
-        "no change to show, as of the language that was trained last. Frames: the interval of the "
-        "change excludes 0."
+        "Languages stand in the order of training, layers with the input first. Negative (brown): "
+        f"a probe reads less than {'after the own stage' if start == OWN else 'at the base'}; an "
+        "empty cell has no change to show, as of the language that was trained last. Frames: the "
+        "interval of the change excludes 0."
     )
     if lost is not None:
         caption += f" Dots: {lost.name}, positive is worse, with 95 % intervals."
@@ -249,7 +254,10 @@ def _map(
 def _by_language(shown: Shown, task: str, lost: Lost | None, languages: pd.DataFrame) -> Figure:
     moments = shown.moments(task)
     labels = dict.fromkeys(label for rows in moments.values() for label in rows["language"])
-    caption = "A picture for each language, all on one scale, with 95 % intervals."
+    caption = (
+        "A picture for each language, all on one scale. Bands are 95 % intervals, where there is "
+        "room for them."
+    )
     if lost is not None:
         caption += f" Beneath the name: what it {lost.name}."
     return draw(
@@ -293,11 +301,12 @@ def _finding(rows: pd.DataFrame, task: str, start: str) -> str:
 
 
 def _drift_section(
-    drift: pd.DataFrame | None,
+    probing: CheckpointProbing,
     forgetting: Forgetting | None,
     languages: pd.DataFrame,
     reason: str,
 ) -> Section:
+    drift = probing.drift
     if not has_rows(drift):
         return Section("probes-drift", _DRIFT, empty_reason=reason)
     run = first_run(drift)
@@ -307,7 +316,8 @@ def _drift_section(
     by_cell = rows.groupby(["language", "layer"], sort=False)[["value", "shuffled"]].mean()
     values = by_cell["value"].unstack("layer")  # noqa: PD010 nothing to aggregate
     values = values.reindex(
-        index=list(dict.fromkeys(rows["language"])), columns=list(dict.fromkeys(rows["layer"]))
+        index=training_order(probing.probes, run, list(dict.fromkeys(rows["language"]))),
+        columns=list(dict.fromkeys(rows["layer"])),
     )
     chance = float(rows["shuffled"].mean())
     steps = sorted({(int(a), int(b)) for a, b in zip(rows["since"], rows["stage"], strict=True)})
@@ -322,7 +332,10 @@ def _drift_section(
         table = table.assign(**{lost.name: of["value"], "ci_low": of["low"], "ci_high": of["high"]})
     words = measure.replace("_", " ").replace("cka", "CKA")
     moved = by_language["value"].sort_values()
-    caption = f"{words.capitalize() if words.islower() else words} of the same items, {over}."
+    caption = (
+        f"{words.capitalize() if words.islower() else words} of the same items, {over}. "
+        "Languages stand in the order of training."
+    )
     if lost is not None:
         caption += f" Dots: {lost.name}, positive is worse, with 95 % intervals."
     return Section(

@@ -12,7 +12,7 @@ from subnet.errors import SubnetError
 from subnet.report import Missing
 from subnet_probes._checkpoint_models import LIMIT, n_weights, plan_models
 from subnet_probes._probe_cost import LIMIT as PROBE_LIMIT
-from subnet_probes._probe_cost import _of_one
+from subnet_probes._probe_cost import cost_of_one
 from subnet_probes.checkpoint_probing import probe_checkpoint
 from subnet_probes.checkpoint_probing_settings import CheckpointProbingSettings
 from subnet_probes.probe_settings import ProbeSettings
@@ -140,9 +140,9 @@ def probing_minutes(checkpoint: Checkpoint, settings: CheckpointProbingSettings)
     ends = sum(point.end for point in points)
     of_labels = sum(len(counts) if point.end else 1 for point in points)
     # A transfer is a probe per language and end, of a middle layer and the last.
-    cost = layers * of_labels * _of_one(n, width, k, probe)
-    cost += layers * ends * _of_one(every, width, len(counts), probe)
-    cost += 2 * ends * len(counts) * _of_one(n, width, k, probe)
+    cost = layers * of_labels * cost_of_one(n, width, k, probe)
+    cost += layers * ends * cost_of_one(every, width, len(counts), probe)
+    cost += 2 * ends * len(counts) * cost_of_one(n, width, k, probe)
     return rows * n_weights(checkpoint) / LIMIT + cost / _PROBE_LIMIT
 
 

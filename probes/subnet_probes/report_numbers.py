@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from subnet.report._pieces import has_rows
+from subnet.report import has_rows
 from subnet_probes.report_selection import (
     ALL,
     BASE,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -121,6 +121,22 @@ def change(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
         ci_low=value - np.hypot(b - b_low, a_high - a),
         ci_high=value + np.hypot(b_high - b, a - a_low),
     )
+
+
+def training_order(probes: pd.DataFrame | None, run: str, labels: Sequence[str]) -> list[str]:
+    """The languages in the order in which a run trained them, others behind them as they are.
+
+    Args:
+        probes: `CheckpointProbing.probes`.
+        run: The run.
+        labels: The languages.
+    """
+    if probes is None or probes.empty:
+        return list(labels)
+    rows = probes[(probes["run"] == run) & (probes["model"] == "stage")]
+    stages = rows.assign(stage=rows["stage"].astype(float)).groupby("trained_language")["stage"]
+    last = stages.max()
+    return sorted(labels, key=lambda label: float(last.get(label, math.inf)))
 
 
 @dataclass(frozen=True, eq=False)

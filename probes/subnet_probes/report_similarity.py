@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from subnet.figures.heat_maps import cluster_order
-from subnet.report import Figure, Section, Table
-from subnet.report._format import format_number
-from subnet.report._pieces import draw, has_rows
+from subnet.figures.drawing import cluster_order
+from subnet.report import Figure, Section, Table, draw, format_number, has_rows
 from subnet_probes.figures_layers import Panel, similarity_by_layer
 from subnet_probes.figures_maps import similarity_map
 from subnet_probes.report_selection import mean_over_layers, similarity_moments
@@ -44,7 +42,8 @@ def similarity_section(
                 similarity_by_layer(
                     [Panel(_name(m), rows[rows["measure"] == m]) for m in measures]
                 ),
-                "Mean over pairs of languages, with the range that holds 90 % of them. The dotted "
+                "Mean over pairs of languages, with the range that holds 90 % of them; each "
+                "measure has a scale of its own. The dotted "
                 "line is what shuffled rows of one side give: the measure without what makes items "
                 "parallel.",
             )
@@ -73,7 +72,7 @@ def _maps(pairs: pd.DataFrame, measure: str, languages: pd.DataFrame) -> list[Fi
     directed = _is_directed(pairs)
     figures = []
     for moment, square in found.items():
-        chance = float(pairs.loc[pairs["moment"] == moment, "shuffled"].mean())
+        chance = rounded(float(pairs.loc[pairs["moment"] == moment, "shuffled"].mean()))
         figures.append(
             draw(
                 f"similarity-{measure}-{moment}", f"{_capital(_name(measure))} {moment}",
@@ -132,12 +131,17 @@ def _lead(pairs: pd.DataFrame, measures: list[str]) -> str:
             value, chance = part["value"].mean(), part["shuffled"].mean()
             words.append(
                 f"{format_number(float(value), 3)} {moment} (shuffled rows "
-                f"{format_number(float(chance), 3)})"
+                f"{format_number(rounded(float(chance)), 3)})"
             )
         parts.append(
             f"{_capital(_name(measure))} of two languages is on average {' and '.join(words)}."
         )
     return " ".join(parts)
+
+
+def rounded(value: float) -> float:
+    """To three decimals, so that the noise of a chance value is not written as 10⁻⁴."""
+    return round(value, 3) + 0.0
 
 
 def _name(measure: str) -> str:

@@ -1,5 +1,6 @@
 """The main job: everything that a checkpoint directory says about its languages, and the report."""
 
+from subnet.analysis._attribution_examples import draw_examples
 from subnet.analysis.attribution import AttributionSettings, attribute_checkpoint
 from subnet.analysis.attribution_result import Attribution, write_attribution
 from subnet.analysis.extension import Addition, Extension
@@ -17,6 +18,7 @@ __all__ = [
     "Search",
     "analyze",
     "attribute_checkpoint",
+    "draw_examples",
     "overlap_by_measure",
     "write_attribution",
     "write_run_record",

@@ -55,7 +55,7 @@ def of_half(
     return kept, [warning]
 
 
-def draw(examples: Iterable[Example], n: int | None, seed: int) -> list[Example]:
+def draw_examples(examples: Iterable[Example], n: int | None, seed: int) -> list[Example]:
     """At most n examples of each language, in their order; all of them for None.
 
     Which ones depends on the seed and on what they say, not on the language, so that of parallel

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from subnet.analysis._attribution_examples import (
     Example,
     digest,
-    draw,
+    draw_examples,
     of_half,
     padding_collator,
     rows_of,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from subnet.checkpoint import Checkpoint
     from subnet.influence.methods import Method
 
-__all__ = ["REGIMES", "Source", "draw", "find_regime", "load_source"]
+__all__ = ["REGIMES", "Source", "draw_examples", "find_regime", "load_source"]
 
 #: Which checkpoints of a directory influence may be summed over.
 REGIMES = ("stages", "languages", "base")
@@ -132,7 +132,7 @@ def load_source(
     every: dict[str, list[Example]] = {split: list(checkpoint.examples(split)) for split in paths}
     n_all = len(every["test"])
     every["test"], warnings = of_half(checkpoint, every["test"], half, seed)
-    kept = {split: draw(every[split], n, seed)
+    kept = {split: draw_examples(every[split], n, seed)
             for split, n in (("train", n_train), ("test", n_test))}  # fmt: skip
     if labels is not None:
         lone = list(

@@ -78,12 +78,12 @@ def score_matrix(
     framed = [
         (rows.index(label), stages.index(s)) for label, s in stage_of.items() if label in rows
     ]
-    return _heat_map(
+    return heat_map(
         matrix,
         [names.long(row) for row in rows],
         columns,
         colours="viridis" if higher_is_better else "viridis_r",
-        norm=_span(matrix),
+        norm=span_of(matrix),
         bar=f"{clean(metric)} ({'higher' if higher_is_better else 'lower'} is better)",
         above="columns: after the stage that trained … (0: before the sequence)",
         framed=framed,
@@ -118,9 +118,9 @@ def effect_matrix(
     ).reindex(index=order, columns=order + others)
     matrix = values.to_numpy(dtype=np.float64, copy=True)
     matrix[np.arange(len(order)), np.arange(len(order))] = np.nan
-    limit = _robust_limit(matrix)
+    limit = robust_limit(matrix)
     names = Names.of(languages)
-    return _heat_map(
+    return heat_map(
         matrix,
         [names.long(row) for row in order],
         [clean(label, 14) for label in values.columns],
@@ -167,9 +167,9 @@ def ablation_matrix(
     controlled = bool((own["condition"] == random).any())
     values = changes(condition) - changes(random) if controlled else changes(condition)
     matrix = values.to_numpy(dtype=np.float64)
-    limit = _robust_limit(matrix)
+    limit = robust_limit(matrix)
     names = Names.of(languages)
-    return _heat_map(
+    return heat_map(
         matrix,
         [names.long(row) for row in order],
         [clean(label, 14) for label in values.columns],
@@ -219,12 +219,12 @@ def overlap_heat_map(
     names = Names.of(languages)
     rows = overlap_rows(overlap, measure=measure, source=source, level=level, module=module)
     marks = {"chance": floor, ceiling_kind(rows): ceiling}
-    return _heat_map(
+    return heat_map(
         matrix,
         [names.long(str(row)) for row in values.index],
         [clean(label, 14) for label in values.columns],
         colours="cividis",
-        norm=_span(matrix, *marks.values()),
+        norm=span_of(matrix, *marks.values()),
         bar=clean(measure.replace("_", " ")),
         above="",
         marks=marks,
@@ -268,7 +268,8 @@ def _trained(frame: pd.DataFrame) -> dict[int, str]:
     }
 
 
-def _span(matrix: NDArray[np.float64], *further: float) -> Normalize:
+def span_of(matrix: NDArray[np.float64], *further: float) -> Normalize:
+    """Colours from the least to the largest of the values that are there."""
     known = np.append(matrix[np.isfinite(matrix)], [x for x in further if math.isfinite(x)])
     if not known.size:
         return Normalize(0.0, 1.0)
@@ -276,13 +277,13 @@ def _span(matrix: NDArray[np.float64], *further: float) -> Normalize:
     return Normalize(low, high) if high > low else Normalize(low - 0.5, high + 0.5)
 
 
-def _robust_limit(matrix: NDArray[np.float64]) -> float:
+def robust_limit(matrix: NDArray[np.float64]) -> float:
     """The 98th percentile of the absolute values: one outlier must not bleach the rest."""
     known = np.abs(matrix[np.isfinite(matrix)])
     return float(np.quantile(known, 0.98)) or 1.0 if known.size else 1.0
 
 
-def _heat_map(
+def heat_map(
     matrix: NDArray[np.float64],
     rows: Sequence[str],
     columns: Sequence[str],
@@ -294,6 +295,19 @@ def _heat_map(
     framed: Sequence[tuple[int, int]] = (),
     marks: Mapping[str, float] | None = None,
 ) -> Figure:
+    """A matrix of coloured cells, with numbers in them where there are few.
+
+    Args:
+        matrix: Rows × columns; NaN is an empty cell.
+        rows: Their names.
+        columns: Theirs, upright where they are too wide for a cell.
+        colours: Name of a matplotlib colour map.
+        norm: Value to place on it.
+        bar: What the colours say.
+        above: A line above the matrix.
+        framed: Cells (row, column) with a frame.
+        marks: Name to value of marks on the colour bar.
+    """
     n_rows, n_columns = matrix.shape
     numbers = max(n_rows, n_columns) <= _MOST_WITH_NUMBERS
     cell_width, cell_height = (0.42, 0.27) if numbers else (0.14, 0.15)
@@ -331,14 +345,15 @@ def _heat_map(
             Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#d55e00", linewidth=1)
         )
     if numbers:
-        _write_numbers(axes, matrix, colour_map, norm)
-    _colour_bar(figure, axes, colour_map, norm, clean(bar, 60), marks or {})
+        write_numbers(axes, matrix, colour_map, norm)
+    colour_bar(figure, axes, colour_map, norm, clean(bar, 60), marks or {})
     return figure
 
 
-def _write_numbers(
+def write_numbers(
     axes: Axes, matrix: NDArray[np.float64], colour_map: Colormap, norm: Normalize
 ) -> None:
+    """Each value in its cell, in black or white, whichever is easier to read there."""
     known = np.abs(matrix[np.isfinite(matrix)])
     top = float(known.max()) if known.size else 0.0
     digits = 2 if 0 < top < 10 else 0 if top >= 100 else 1
@@ -358,7 +373,7 @@ def _write_numbers(
         )  # fmt: skip
 
 
-def _colour_bar(
+def colour_bar(
     figure: Figure,
     axes: Axes,
     colour_map: Colormap,

@@ -22,7 +22,7 @@ from subnet.figures._style import (
     styled,
     widest,
 )
-from subnet.figures.heat_maps import _heat_map, _robust_limit
+from subnet.figures.heat_maps import heat_map, robust_limit
 
 _ROW = 0.185  # inches for one language
 _WORDS = {
@@ -67,12 +67,12 @@ def influence_matrix(
         matrix -= expected.to_numpy(dtype=np.float64)
     own = np.equal.outer(np.array(above, dtype=object), np.array(beside, dtype=object))
     between = np.where(own, np.nan, matrix)
-    limit = _robust_limit(between if np.isfinite(between).any() else matrix)
+    limit = robust_limit(between if np.isfinite(between).any() else matrix)
     certain = rows[rows["q_value"] <= 0.05] if beyond and "q_value" in rows else rows.iloc[:0]
     names = Names.of(languages)
     harm = measure == "share_bottom_negative"
     words = _WORDS.get(measure, measure.replace("_", " "))
-    return _heat_map(
+    return heat_map(
         matrix,
         [names.long(label) for label in above],
         [clean(label, 14) for label in beside],

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from subnet.influence._fingerprints import ModelHash
 from subnet.influence.attribution import attribute, self_influence
 from subnet.influence.baseline_methods import Bm25Settings, EmbeddingSettings
 from subnet.influence.baselines import (
@@ -84,6 +85,7 @@ __all__ = [
     "LanguageRemoval",
     "Less",
     "LessSettings",
+    "ModelHash",
     "Moment",
     "Moments",
     "Point",

@@ -1,6 +1,7 @@
 """Surgery on a live model: loading, its heads and neurons, gates, weights, and what it loses."""
 
 from subnet.model._finding import find_units
+from subnet.model._names import base_layer, base_model, base_modules, base_parameters
 from subnet.model.evaluation import (
     ExampleLosses,
     evaluate_languages,
@@ -22,6 +23,10 @@ __all__ = [
     "FeedForward",
     "Projection",
     "Units",
+    "base_layer",
+    "base_model",
+    "base_modules",
+    "base_parameters",
     "capture",
     "evaluate_languages",
     "evaluation_mode",

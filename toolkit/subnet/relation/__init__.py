@@ -3,6 +3,7 @@
 from subnet.relation._controls import control_matrices
 from subnet.relation._headline import Headline
 from subnet.relation._relate import Relation, relate
+from subnet.relation._representations import check_representations
 from subnet.relation.association import Association, associate, associate_many
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Relation",
     "associate",
     "associate_many",
+    "check_representations",
     "control_matrices",
     "relate",
 ]

@@ -42,9 +42,11 @@ def from_representations(
             expected=f"some of {', '.join(_LEVELS)}",
         )
     found: list[Predictor] = []
-    for one in given.values() if isinstance(given, Mapping) else [given]:
+    named = given if isinstance(given, Mapping) else {"": given}
+    for name, one in named.items():
         frame = one if isinstance(one, pd.DataFrame) else one.to_frame()
-        rows = _at_base(_tidy(frame))
+        table = f"the table of representations {name}".rstrip()
+        rows = _at_base(_tidy(frame, table), table)
         for (measure,), part in groups_of(rows, ["measure"]):
             found += _of_measure(part, measure, levels)
     keys = [predictor.key for predictor in found]
@@ -56,7 +58,18 @@ def from_representations(
     return found
 
 
-def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
+def check_representations(
+    given: Tabular | pd.DataFrame | Mapping[str, Tabular | pd.DataFrame],
+) -> None:
+    """Tell whether `relate` can take tables as `representations`, before anything is computed.
+
+    Raises:
+        InputError: As `from_representations`.
+    """
+    from_representations(given, ("all",))
+
+
+def _tidy(frame: pd.DataFrame, table: str) -> pd.DataFrame:
     """Columns run, stage, a, b, layer, measure, value; of a transfer one metric."""
     if "train_language" in frame:
         names = {"train_language": "a", "test_language": "b", "score": "value"}
@@ -67,7 +80,7 @@ def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
     missing = [column for column in needed if column not in frame]
     if missing:
         raise InputError(
-            f"the table of representations has no column {', '.join(missing)}",
+            f"{table} has no column {', '.join(missing)}",
             expected="the columns of tables/representation_similarity.csv or probe_transfer.csv",
         )
     rows = frame
@@ -86,7 +99,7 @@ def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(layer=rows["layer"].astype(str), value=rows["value"].astype(np.float64))
 
 
-def _at_base(rows: pd.DataFrame) -> pd.DataFrame:
+def _at_base(rows: pd.DataFrame, table: str) -> pd.DataFrame:
     """Rows measured before any language was trained; all where no stage is told."""
     if "stage" not in rows:
         return rows
@@ -95,7 +108,7 @@ def _at_base(rows: pd.DataFrame) -> pd.DataFrame:
     if chosen.empty:
         there = ", ".join(dict.fromkeys(stage)) or "none"
         raise InputError(
-            f"the table of representations has no stage 0 (it has {there})",
+            f"{table} has no stage 0 (it has {there})",
             expected="rows of the base: what is measured after training is no prediction",
         )
     return chosen

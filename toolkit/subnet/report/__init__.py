@@ -1,9 +1,12 @@
 """The page that answers: what was found, what it comes to, how sure that is, how it was computed.
 
 `render_report` turns a `ReportContent` into one self-contained HTML file; `standard_sections` fills
-most of it from the tables of an analysis.
+most of it from the tables of an analysis. `draw`, `tidy`, `has_rows` and `format_number` are what
+sections are put together from, for those that an extension writes.
 """
 
+from subnet.report._format import format_number
+from subnet.report._pieces import draw, has_rows, tidy
 from subnet.report.confounds import confounds_section
 from subnet.report.content import (
     Figure,
@@ -32,8 +35,12 @@ __all__ = [
     "Skipped",
     "Table",
     "confounds_section",
+    "draw",
+    "format_number",
+    "has_rows",
     "influence_section",
     "render_report",
     "standard_sections",
+    "tidy",
     "validation_section",
 ]
