@@ -56,6 +56,7 @@ def test_explain_prints_a_configuration_with_every_default_explained(tmp_path):
     comments = re.findall(r"^# (.+)$", explain(), flags=re.MULTILINE)
     assert len(comments) >= len(keys)
     assert "None" not in comments
+    assert max(map(len, explain().splitlines())) <= 105
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,13 @@ def test_explain_prints_a_configuration_with_every_default_explained(tmp_path):
         ("[model]\nwidth = 97", r"a width of 97 that 4 heads divide evenly"),
         ('[adaptation]\nsharing = "some"', r"adaptation.sharing is 'some'.*'none'.*'full'"),
         ('[subnetworks]\nmethod = "static"', r"masks with method = 'static'"),
+        ("[training]\noptimizer = 'adamw'", r"optimizer is 'adamw'.*such as adamw_torch"),
+        ("[training]\nwarmup = 0.1", r"'constant_with_warmup' where warmup is above 0"),
+        ("[data]\ntest_share = 0.95", r"test_share and validation_share below 1 together"),
+        ("[adaptation]\nrank = [4, 4]", r"adaptation.rank is \[4, 4\].*each once"),
+        ("[adaptation]\nrank = [4, 999]", r"rank is 999, and bert.*96 wide.*96 or less"),
+        ("[adaptation]\ntargets = '(('", r"targets is '\(\('.*regular expression"),
+        ("[sequence]\norders = []", r"sequence.orders is \[\]"),
         ("[training\n", r"not.* TOML|TOML"),
     ],
 )

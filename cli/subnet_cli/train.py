@@ -52,8 +52,9 @@ def command(
     """Train languages one after another and test every language after every stage.
 
     Writes checkpoint directories that the other commands read: one for each sharing regime and
-    rank, with a run for each order and seed. A training that was stopped goes on where it was when
-    the same command is given again. Under torchrun, processes share the batches.
+    rank, with a run for each order and seed; into a directory named like CONFIG where --out names
+    none. A training that was stopped goes on where it was when the same command is given again.
+    Under torchrun, processes share the batches.
     """
     from subnet._files import to_json
     from subnet.training import train

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from accelerate.utils import gather
 from transformers import Trainer, TrainerCallback
 
 from subnet.errors import DivergedError
@@ -56,27 +58,33 @@ class EvenTrainer(Trainer):  # type: ignore[misc]
 def watched(trainer_class: type[Trainer]) -> type[Trainer]:
     """A trainer that stops at the first step whose loss is not finite.
 
-    On a GPU the loss is looked at every sixteenth step, since looking waits for the device.
+    On a GPU, and among several processes, the loss is looked at every sixteenth step, since looking
+    waits for the device and for the others.
     """
 
     class Watched(trainer_class):  # type: ignore[misc]
-        _suspect: Any = None
+        _first_bad: Any = None  # the first step whose loss was not finite; a large number if none
 
         def training_step(self, *arguments: Any, **named: Any) -> Any:
             loss = super().training_step(*arguments, **named)
-            bad = ~loss.detach().isfinite().all()
-            self._suspect = bad if self._suspect is None else self._suspect | bad
-            if loss.device.type == "cpu" or self.state.global_step % 16 == 0:
+            finite = loss.detach().isfinite().all()
+            step = torch.where(finite, self.args.max_steps, self.state.global_step)
+            self._first_bad = (
+                step if self._first_bad is None else torch.minimum(self._first_bad, step)
+            )
+            alone = loss.device.type == "cpu" and self.accelerator.num_processes == 1
+            if alone or self.state.global_step % 16 == 0:
                 self.check()
             return loss
 
         def check(self) -> None:
-            """Raise if a loss since the last look was not finite."""
-            suspect, self._suspect = self._suspect, None
-            if suspect is not None and bool(suspect):
+            """Raise if the loss of a step so far was not finite, on any process."""
+            if self._first_bad is None:
+                return
+            first = int(gather(self._first_bad.reshape(1)).min())
+            if first < self.args.max_steps:
                 raise DivergedError(
-                    f"the loss is not finite at step {self.state.global_step + 1} of "
-                    f"{self.args.max_steps}",
+                    f"the loss is not finite at step {first + 1} of {self.args.max_steps}",
                     fix=f"lower the learning rate ({self.args.learning_rate:g}), warm up, or clip "
                     f"gradients (max_grad_norm is {self.args.max_grad_norm:g})",
                 )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from subnet._files import new_file
+from subnet._files import new_directory, new_file
 from subnet._tables import write_csv
 from subnet.training._stages import StageLog
 from subnet.training.corpora import PARTS, Corpus
@@ -107,8 +107,11 @@ def _rate(recipe: Recipe) -> list[str]:
 
 
 def write_scores(log: StageLog, folder: Path) -> None:
-    """`scores.csv`, `items.csv`, and what else the stages left."""
-    for name in ("scores", "items", "transfer", "mask_history"):
+    """`scores.csv`, `items.csv`, and what else the stages left.
+
+    `scores.csv` comes last: where it is, the run is done.
+    """
+    for name in ("items", "transfer", "mask_history", "scores"):
         frame = log.table(name)
         if frame is not None:
             with new_file(folder / f"{name}.csv") as building:
@@ -119,13 +122,14 @@ def link_folder(source: Path, target: Path) -> None:
     """The same files in a second place, without a second copy where the disk allows that."""
     if target.exists():
         return
-    for file in sorted(path for path in source.rglob("*") if path.is_file()):
-        place = target / file.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(file, place)
-        except OSError:
-            shutil.copy2(file, place)
+    with new_directory(target) as building:
+        for file in sorted(path for path in source.rglob("*") if path.is_file()):
+            place = building / file.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(file, place)
+            except OSError:
+                shutil.copy2(file, place)
 
 
 def described(config: Mapping[str, Any], seeds: Mapping[str, int]) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from subnet.checkpoint import open_checkpoint
 from subnet.errors import DivergedError
 from subnet.language import DIRECTION
 from subnet.training import _directory
-from subnet.training._models import adapted, starting_model
+from subnet.training._models import adapted
 from subnet.training._plan import Cell, Run, plan_cells
 from subnet.training._procedure import (
     Procedure,
@@ -20,15 +21,16 @@ from subnet.training._procedure import (
     steps_of_a_stage,
     task_arguments,
 )
-from subnet.training._processes import is_first, wait_for_all
+from subnet.training._processes import first_says, is_first, wait_for_all
 from subnet.training._progress import Progress, Steps
 from subnet.training._sequence import SequenceRun, Setting, derived_seed, run_seed
-from subnet.training._stages import RESUME, StageLog, item_rows, score_rows
+from subnet.training._stages import StageLog, item_rows, score_rows
+from subnet.training._starting import labels_of, starting_model
 from subnet.training._trainer import fit
 from subnet.training.config import TrainingConfig
 from subnet.training.corpora import Corpus
 from subnet.training.recipe import Recipe
-from subnet.training.sharing import save_model
+from subnet.training.sharing import own_parameters, save_model
 from subnet.training.tasks import SequenceClassification, Task, TokenClassification, Translation
 from subnet.training.tasks.translation import INSTRUCTION
 
@@ -69,17 +71,25 @@ class Experiment:
         report: Progress,
         n_sequences: int,
     ) -> None:
-        self.config, self.corpus, self.target = config, corpus, target
+        self.config, self.target = config, target
         self.base, self.tokenizer = starting_model(config, corpus.labels, root, self._seed("base"))
+        #: A model that tells the same labels apart may have them in another order.
+        self.corpus = dataclasses.replace(corpus, labels=labels_of(self.base, corpus.labels))
+        corpus = self.corpus
         self.task = build_task(config, corpus, self.base, self.tokenizer)
         self._masks = read_masks(config, root, corpus.names)
         per_sequence = len(corpus.names) * steps_of_a_stage(config)
         joint = per_sequence * config.sequence.joint
         adapters = per_sequence * config.sequence.adapters
         self.cells = plan_cells(config)
+        for rank in config.adaptation.ranks:  # what cannot be trained is said before training
+            model = adapted(self.base, config.adaptation, rank, seed=0)
+            for cell in self.cells:
+                own_parameters(model, config.adaptation, cell.sharing)
         n_ranks = len(config.adaptation.ranks)
         total = config.base.steps + n_sequences * per_sequence + n_ranks * (joint + adapters)
         self.steps = Steps(report, total)
+        self._counted: set[str] = set()
 
     def train_base(self) -> None:
         """The model before the sequence, trained on all languages together; then as it was saved.
@@ -87,7 +97,9 @@ class Experiment:
         Everything starts from what is on the disk, so that a run that goes on starts from the same.
         """
         place = self.target / "base"
-        if not place.is_dir():
+        if first_says(place.is_dir()):
+            self.steps.passed(self.config.base.steps)
+        else:
             if self.config.base.steps:
                 self._fit_base()
             if is_first():
@@ -102,10 +114,12 @@ class Experiment:
     def train_cell(self, cell: Cell, place: Path, runs: Sequence[Run]) -> None:
         """One sharing regime at one rank: every order, and what they are compared with."""
         if (place / _files.RUN_FILE).is_file():
+            steps = steps_of_a_stage(self.config)
+            self.steps.passed(sum(len(run.order) for run in runs) * steps)
             return
         setting = Setting(
             self.config, cell.sharing, cell.rank, self.corpus, self.task, self.base,
-            self.steps.named, self.procedure,
+            self.steps.named, self.steps.passed, self.procedure,
         )  # fmt: skip
         alone = len(runs) == 1
         if is_first():
@@ -131,12 +145,15 @@ class Experiment:
     def finish(self, cells: Sequence[Cell], runs: Sequence[Run]) -> None:
         """Say that all is done."""
         if is_first():
-            shutil.rmtree(self.target / RESUME, ignore_errors=True)
             self._write_run_file(self.target, {"cells": [cell.name for cell in cells]}, runs)
+            StageLog(self.target).remove()
         wait_for_all()
 
     def _train_sequence(self, setting: Setting, folder: Path, run: Run, *, alone: bool) -> None:
         if (folder / "scores.csv").is_file():
+            self.steps.passed(len(run.order) * steps_of_a_stage(self.config))
+            if is_first() and folder != self.target:
+                StageLog(folder).remove()
             return
         sequence = SequenceRun(setting, folder, run.order, run.seed)
         sequence.run()
@@ -151,7 +168,8 @@ class Experiment:
             )
             (folder / "subnet.toml").write_text(text, encoding="utf-8")
             _directory.write_scores(sequence.log, folder)
-            sequence.log.remove()
+            if folder != self.target:  # whose own log says that the training is ours
+                sequence.log.remove()
         wait_for_all()
 
     def _train_adapters(self, cell: Cell, place: Path) -> None:
@@ -159,22 +177,21 @@ class Experiment:
         container = "adapters" if cell.rank else "weights"
         for language in self.corpus.names:
             target = place / container / language
-            if self._have(cell, place, f"{container}/{language}"):
+            name, steps = f"r{cell.rank}/adapters/{language}", self.config.training.steps
+            if self._have(cell, place, f"{container}/{language}", name, steps):
                 continue
-            name = f"r{cell.rank}/adapters/{language}"
             model = adapted(self.base, self.config.adaptation, cell.rank, self._seed(name))
             self._fit(model, (language,), name, self.config.training.recipe)
             self._save(model, target)
 
     def _train_joint(self, cell: Cell, place: Path) -> None:
         """One model trained on all languages at once, for as many steps as the sequence."""
-        target = place / "joint"
-        if self._have(cell, place, "joint"):
-            return
-        name = f"r{cell.rank}/joint"
-        model = adapted(self.base, self.config.adaptation, cell.rank, self._seed(name))
+        target, name = place / "joint", f"r{cell.rank}/joint"
         recipe = self.config.training.recipe
         recipe = recipe.replace(steps=recipe.steps * len(self.corpus.names))
+        if self._have(cell, place, "joint", name, recipe.steps):
+            return
+        model = adapted(self.base, self.config.adaptation, cell.rank, self._seed(name))
         self._fit(model, self.corpus.names, name, recipe)
         rows = self.corpus.test
         outcome = self.task.evaluate(model, rows, batch_size=self.config.evaluation.batch_size)
@@ -191,25 +208,25 @@ class Experiment:
                 save_model(model, building / "model")
         wait_for_all()
 
-    def _have(self, cell: Cell, place: Path, name: str) -> bool:
+    def _have(self, cell: Cell, place: Path, name: str, training: str, steps: int) -> bool:
         """Whether a folder is there, or is the same as in another cell of this rank."""
+        known = training in self._counted
+        self._counted.add(training)
         others = [self.target / other.name for other in self.cells if other.rank == cell.rank]
         source = next((other / name for other in others if (other / name).is_dir()), None)
         if source is not None and is_first():
             _directory.link_folder(source, place / name)
         wait_for_all()
-        return (place / name).is_dir()
+        found = first_says((place / name).is_dir())
+        self.steps.passed(steps if found and not known else 0)
+        return bool(found)
 
     def _fit_base(self) -> None:
         """The base on all languages, by the method of the configuration."""
         settings = self.config.base
-        features = {
-            language: self.task.encode(
-                [row for row in self.corpus.train if row["language"] == language]
-            )
-            for language in self.corpus.names
-        }
-        recorder = None
+        recorder, features = None, {}
+        if settings.conflict_every or settings.method != "plain":
+            features = {language: self._features_of(language) for language in self.corpus.names}
         if settings.conflict_every:
             from subnet.training.subnetworks import ConflictRecorder
 
@@ -217,12 +234,21 @@ class Experiment:
         if settings.method == "plain":
             self._fit(self.base, self.corpus.names, "base", settings.recipe, recorder)
         else:
-            self._fit_together(features, recorder)
+            with self._naming("base"):
+                self._fit_together(features, recorder)
         if recorder is not None and is_first():
             from subnet._tables import write_csv
 
             with _files.new_file(self.target / "conflict.csv") as building:
                 write_csv(recorder.to_frame(), building)
+
+    def _features_of(self, language: str) -> list[dict[str, Any]]:
+        """A language's examples for the task alone, without sentences to align."""
+        rows = [row for row in self.corpus.train if row["language"] == language]
+        return [
+            {name: value for name, value in entry.items() if name != "alignment"}
+            for entry in self.task.encode(rows)
+        ]
 
     def _fit_together(self, features: dict[str, Any], recorder: Any) -> None:
         """First-order MAML, or projection of conflicting gradients."""
@@ -232,7 +258,7 @@ class Experiment:
         arguments: dict[str, Any] = {
             "collate": self.task.collate,
             "seed": self._seed("base/batches"),
-            "folder": StageLog(self.target).trainer_folder,
+            "folder": StageLog(self.target).trainer_folder(0),
             "on_step": self.steps.named("base"),
             "callbacks": [] if recorder is None else [recorder],
         }
@@ -256,18 +282,24 @@ class Experiment:
         chosen = set(languages)
         rows = [row for row in self.corpus.train if row["language"] in chosen]
         log = StageLog(self.target)
-        try:
+        with self._naming(name):
             fit(
                 model,
                 self.task.encode(rows),
                 recipe,
                 collate=self.task.collate,
                 seed=self._seed(f"{name}/batches"),
-                folder=log.trainer_folder,
+                folder=log.trainer_folder(0),
                 on_step=self.steps.named(name),
                 callbacks=[] if recorder is None else [recorder],
                 **task_arguments(self.config, self.task),
             )
+
+    @contextlib.contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """Let an error of training say which one it was."""
+        try:
+            yield
         except DivergedError as error:
             raise DivergedError(
                 f"{name}: {error.found}", path=self.target, fix=error.fix

@@ -43,8 +43,17 @@ class Run:
 
 
 def plan_cells(config: TrainingConfig) -> tuple[Cell, ...]:
-    """The cells of a configuration, in the order in which they are listed."""
+    """The cells of a configuration, in the order in which they are listed.
+
+    Raises:
+        InputError: A sharing regime or rank is listed twice, or none is.
+    """
     adaptation = config.adaptation
+    for name, listed in (("sharing", adaptation.sharings), ("rank", adaptation.ranks)):
+        if not listed or len(set(listed)) < len(listed):
+            raise InputError(
+                f"adaptation.{name} is {list(listed)}", expected="one or more, each once"
+            )
     return tuple(
         Cell(sharing if not rank else f"{sharing}-r{rank}", sharing, rank)
         for sharing, rank in itertools.product(adaptation.sharings, adaptation.ranks)
@@ -73,6 +82,8 @@ def _orders(config: TrainingConfig, languages: Sequence[str]) -> list[tuple[str,
     asked = config.sequence.orders
     if isinstance(asked, int):
         return _random_orders(config.seed, languages, asked)
+    if not asked:
+        raise InputError("sequence.orders is []", expected="a number, or one or more orders")
     for order in asked:
         twice = [label for label in order if order.count(label) > 1]
         if twice:

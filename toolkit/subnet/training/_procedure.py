@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from subnet.errors import InputError, MissingInputError
 from subnet.training._models import heads_of
+from subnet.training._stages import last_checkpoint
 from subnet.training._trainer import fit
 from subnet.training.config import TrainingConfig
 from subnet.training.tasks import Task
@@ -59,9 +60,8 @@ class Procedure:
         seed: int,
         folder: Path,
         on_step: Callable[[], None],
-        resume: str | None,
     ) -> Left:
-        """Train a model on one language's examples, in place.
+        """Train a model on one language's examples, in place, or go on with what is in `folder`.
 
         Args:
             model: What requires gradients is trained.
@@ -70,7 +70,6 @@ class Procedure:
             seed: Of the order of examples.
             folder: Where Trainer may write what it needs to go on.
             on_step: Called after every step.
-            resume: A checkpoint of Trainer to go on from.
         """
         method = self.config.subnetworks.method
         common: dict[str, Any] = {
@@ -82,7 +81,7 @@ class Procedure:
         recipe = self.config.training.recipe
         if method == "sparse":
             return self._sparse(model, features, common, language, folder)
-        common |= {"folder": folder, "resume": resume}
+        common |= {"folder": folder, "resume": self._resume(folder)}
         if method == "none":
             fit(model, features, recipe, **common, **task_arguments(self.config, self.task))
             return Left()
@@ -94,6 +93,15 @@ class Procedure:
         if method == "dynamic":
             return Left(mask.subnetwork(language, self.identity), mask.history)
         return Left()
+
+    def _resume(self, folder: Path) -> Path | None:
+        """The checkpoint of Trainer to go on from."""
+        from subnet.training.subnetworks.dynamic_masks import SAVED
+
+        if not self.config.output.save_every:
+            return None
+        needed = (SAVED,) if self.config.subnetworks.method == "dynamic" else ()
+        return last_checkpoint(folder, *needed)
 
     def _mask(self, language: str) -> Any:
         from subnet.training.subnetworks import DynamicMask, DynamicSettings, MaskedUpdates

@@ -29,3 +29,13 @@ def is_first() -> bool:
 def wait_for_all() -> None:
     """Go on when every process is here."""
     processes().wait_for_everyone()
+
+
+def first_says(answer: Any) -> Any:
+    """The first process's answer, on all of them: what is on the disk may change meanwhile."""
+    from accelerate.utils import broadcast_object_list
+
+    if n_processes() < 2:
+        return answer
+    found: list[Any] = broadcast_object_list([answer])
+    return found[0]

@@ -20,6 +20,10 @@ class Steps:
     def __init__(self, report: Progress, total: int) -> None:
         self._report, self._total, self._done = report, total, 0
 
+    def passed(self, steps: int) -> None:
+        """These were done by an earlier call."""
+        self._done += steps
+
     def named(self, name: str) -> Callable[[], None]:
         """A function that counts one step of the named part."""
         self._report(name, self._done, self._total)

@@ -14,8 +14,8 @@ import numpy as np
 from subnet._files import new_directory
 from subnet.errors import DivergedError
 from subnet.training._models import adapted, heads_of, is_of
-from subnet.training._procedure import Left, Procedure
-from subnet.training._processes import is_first, wait_for_all
+from subnet.training._procedure import Left, Procedure, steps_of_a_stage
+from subnet.training._processes import is_first, processes, wait_for_all
 from subnet.training._stages import StageLog, item_rows, score_rows
 from subnet.training.config import Sharing, TrainingConfig
 from subnet.training.corpora import Corpus
@@ -40,6 +40,7 @@ class Setting:
         task: How they are fed and scored.
         base: The model before the sequence; it is copied, never changed.
         named: Counts steps.
+        passed: Told of steps that an earlier call has done.
         procedure: How a stage is trained.
     """
 
@@ -50,6 +51,7 @@ class Setting:
     task: Task
     base: Any
     named: Named
+    passed: Callable[[int], None]
     procedure: Procedure
 
 
@@ -80,7 +82,7 @@ class SequenceRun:
         config = setting.config
         self.model = adapted(
             setting.base, config.adaptation, setting.rank, self._seed("initialisation")
-        )
+        ).to(processes().device)
         own = own_parameters(self.model, config.adaptation, setting.sharing)
         self.parameters = Parameters(self.model, own)
         self._train = {
@@ -90,18 +92,23 @@ class SequenceRun:
             for language in self.order
         }
         heads = heads_of(setting.base)
+        #: Results of each language as it was last tested: all there is to say while it stays.
+        self._known: dict[str, Outcome] = {}
         #: Whether the body is carried from stage to stage, so that stages differ by one training.
         self.carried = all(is_of(name, heads) for name in own)
 
     def run(self) -> None:
         """Train what is not trained yet, and write what the run delivers."""
         done = self._resume()
+        self.setting.passed(max(done, 0) * steps_of_a_stage(self.setting.config))
         if done < 0:
+            self.setting.named("testing the base")
             self._enter(0, "base", self._test_base())
         for number, language in enumerate(self.order, start=1):
             if number <= done:
                 continue
             left = self._train_stage(number, language)
+            self.setting.named(f"testing after stage {number} of {len(self.order)}")
             tables = self._test(number, language)
             if left.history is not None:
                 tables["mask_history"] = left.history.assign(stage=number, language=language)
@@ -124,65 +131,75 @@ class SequenceRun:
         return done
 
     def _train_stage(self, number: int, language: str) -> Left:
-        config = self.setting.config
         self.parameters.begin(self._seed("adapter", language))
-        doing = f"stage {number} of {len(self.order)} ({language})"
-        resume = None
-        if config.output.save_every and self.log.trainer_folder.is_dir():
-            from transformers.trainer_utils import get_last_checkpoint
-
-            resume = get_last_checkpoint(str(self.log.trainer_folder))
+        doing = self._name_of(number)
         try:
             left = self.setting.procedure.train(
                 self.model,
                 self._train[language],
                 language=language,
                 seed=self._seed("stage", language),
-                folder=self.log.trainer_folder,
+                folder=self.log.trainer_folder(number),
                 on_step=self.setting.named(doing),
-                resume=resume,
             )
         except DivergedError as error:
-            last = f"stage {number - 1} is kept" if number > 1 else "nothing is trained yet"
-            raise DivergedError(
-                f"{doing}: {error.found}",
-                path=self.folder,
-                fix=f"{error.fix}; {last}",
-            ) from error
+            raise self._diverged(number, error.found, error.fix) from error
         if self.parameters.own:
             self.parameters.keep(language)
         return left
 
+    def _name_of(self, number: int) -> str:
+        return f"stage {number} of {len(self.order)} ({self.order[number - 1]})"
+
+    def _diverged(self, number: int, found: str, fix: str | None) -> DivergedError:
+        last = f"stage {number - 1} is kept" if number > 1 else "nothing is trained yet"
+        return DivergedError(
+            f"{self._name_of(number)}: {found}", path=self.folder, fix=f"{fix}; {last}"
+        )
+
     def _test_base(self) -> dict[str, pd.DataFrame]:
-        outcome = self._outcome(self.setting.corpus.test)
-        return self._tables(0, outcome)
+        return self._tables(0, self._serving_outcome())
 
     def _test(self, number: int, language: str) -> dict[str, pd.DataFrame]:
         """Scores of all languages after a stage, each answered for by its own parameters."""
         import pandas as pd
 
         rows = self.setting.corpus.test
-        if not self.parameters.own:
-            return self._tables(number, self._outcome(rows))
         transfer: dict[str, pd.DataFrame] = {}
-        if self.setting.config.evaluation.transfer:
+        if self.parameters.own and self.setting.config.evaluation.transfer:
             self.parameters.put(language)
             everywhere = self._outcome(rows)
-            found = score_rows(self.setting.task, rows, everywhere, self.setting.corpus.tested)
-            frame = pd.DataFrame(found)
+            frame = pd.DataFrame(
+                score_rows(self.setting.task, rows, everywhere, self.setting.corpus.tested)
+            )
             frame.insert(0, "trained_language", language)
             frame.insert(0, "stage", number)
             transfer = {"transfer": frame}
-        groups: dict[str, list[str]] = {}
-        for name in self.setting.corpus.tested:
-            groups.setdefault(self.parameters.serving(name), []).append(name)
+        self._known.pop(language, None)
+        found = self._tables(number, self._serving_outcome())
+        if self.parameters.own:
+            self.parameters.put(language)
+        return found | transfer
+
+    def _serving_outcome(self) -> Outcome:
+        """Results on all examples, of what answers for the language of each.
+
+        Where languages have parameters of their own, each is a pass of its own: what a batch is
+        padded to and made of moves a float32 loss in its last digits, and where nothing is shared
+        a language that was not trained must not move at all.
+        """
+        rows = self.setting.corpus.test
+        if not self.parameters.own:
+            return self._outcome(rows)
         places: list[int] = []
         parts: list[Outcome] = []
-        for whose, names in groups.items():
-            chosen = [i for i, row in enumerate(rows) if row["language"] in names]
-            self.parameters.put(whose)
+        for name in self.setting.corpus.tested:
+            chosen = [i for i, row in enumerate(rows) if row["language"] == name]
+            if self.parameters.shared or name not in self._known:
+                self.parameters.put(self.parameters.serving(name))
+                self._known[name] = self._outcome([rows[i] for i in chosen])
             places += chosen
-            parts.append(self._outcome([rows[i] for i in chosen]))
+            parts.append(self._known[name])
         whole = Outcome(
             {
                 metric: np.concatenate([part.items[metric] for part in parts])
@@ -190,8 +207,7 @@ class SequenceRun:
             },
             [output for part in parts for output in part.outputs],
         )
-        self.parameters.put(language)
-        return self._tables(number, whole.select(np.argsort(places))) | transfer
+        return whole.select(np.argsort(places))
 
     def _outcome(self, rows: Sequence[Row]) -> Outcome:
         return self.setting.task.evaluate(
@@ -203,6 +219,13 @@ class SequenceRun:
 
         rows = self.setting.corpus.test
         found = score_rows(self.setting.task, rows, outcome, self.setting.corpus.tested)
+        lost = [row for row in found if row["metric"] == "loss" and not np.isfinite(row["value"])]
+        if lost and number:
+            raise self._diverged(
+                number,
+                f"after its last step the loss of {lost[0]['language']} is not finite",
+                f"lower the learning rate ({self.setting.config.training.learning_rate:g})",
+            )
         tables = {"scores": pd.DataFrame(found), "items": item_rows(rows, outcome)}
         for frame in tables.values():
             frame.insert(0, "stage", number)

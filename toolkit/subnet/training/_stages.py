@@ -1,7 +1,8 @@
 """What each finished stage of a run leaves behind, so that a run that was stopped can go on.
 
 `.resume/<NN>/` holds the scores and the trained parameters after stage NN. It appears when it is
-complete; the last one is where a run goes on.
+complete; the last one that can be read is where a run goes on. `.resume/trainer-<NN>/` is what
+Trainer saves within stage NN: its number is in the name, so that no other stage goes on from it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from subnet import _files
 from subnet._tables import write_csv
-from subnet.errors import OutputError
+from subnet.errors import OutputError, SubnetError
 from subnet.training.tasks import Outcome, Row, Task
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 RESUME = ".resume"
 
 _NUMBER = re.compile(r"^\d{2,}$")
+_SHARED, _OWN = "shared.safetensors", "own.safetensors"
 
 
 class StageLog:
@@ -37,18 +39,22 @@ class StageLog:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / RESUME
 
-    @property
-    def trainer_folder(self) -> Path:
-        """Where Trainer saves within a stage."""
-        return self.folder / "trainer"
+    def trainer_folder(self, number: int) -> Path:
+        """Where Trainer saves within a stage; 0 of a training outside the sequence."""
+        return self.folder / f"trainer-{number:02d}"
 
     @property
     def done(self) -> int:
-        """Number of the last finished stage; −1 before the first."""
+        """Number of the last finished stage that can be gone on from; −1 before the first.
+
+        That is the one before, where the last one's parameters are damaged.
+        """
         numbers = {int(path.name) for path in self._folders()}
         number = -1
-        while number + 1 in numbers:
+        while number + 1 in numbers and self._own_is_whole(number + 1):
             number += 1
+        while number > 0 and not _is_whole(self._place(number) / _SHARED):
+            number -= 1
         return number
 
     def write(
@@ -58,24 +64,24 @@ class StageLog:
         shared: Mapping[str, Tensor],
         own: Mapping[str, Tensor] | None,
     ) -> None:
-        """Enter a finished stage; what the one before it shared is no longer needed."""
+        """Enter a finished stage; the one before it stays, in case that this one is damaged."""
         with _files.new_directory(self._place(number), overwrite=True) as place:
             for name, frame in tables.items():
                 write_csv(frame, place / f"{name}.csv")
-            save_tensors(shared, place / "shared.safetensors")
+            save_tensors(shared, place / _SHARED)
             if own is not None:
-                save_tensors(own, place / "own.safetensors")
+                save_tensors(own, place / _OWN)
             _files.write_json(place / _files.RUN_FILE, {"stage": number})
-        shutil.rmtree(self.trainer_folder, ignore_errors=True)
-        (self._place(number - 1) / "shared.safetensors").unlink(missing_ok=True)
+        shutil.rmtree(self.trainer_folder(number), ignore_errors=True)
+        (self._place(number - 2) / _SHARED).unlink(missing_ok=True)
 
     def shared(self) -> dict[str, Tensor]:
         """The shared parameters after the last finished stage."""
-        return load_tensors(self._place(self.done) / "shared.safetensors")
+        return load_tensors(self._place(self.done) / _SHARED)
 
     def own(self, number: int) -> dict[str, Tensor]:
         """The parameters of the language that a stage trained."""
-        return load_tensors(self._place(number) / "own.safetensors")
+        return load_tensors(self._place(number) / _OWN)
 
     def table(self, name: str) -> pd.DataFrame | None:
         """One of the tables over all finished stages; None where no stage has it."""
@@ -94,6 +100,10 @@ class StageLog:
     def remove(self) -> None:
         """Forget everything: the run is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _own_is_whole(self, number: int) -> bool:
+        own = self._place(number) / _OWN
+        return not own.exists() or _is_whole(own)
 
     def _place(self, number: int) -> Path:
         return self.folder / f"{number:02d}"
@@ -150,6 +160,21 @@ def item_rows(rows: Sequence[Row], outcome: Outcome) -> pd.DataFrame:
     ).dropna(subset="value", ignore_index=True)
 
 
+def last_checkpoint(folder: Path, *needed: str) -> Path | None:
+    """The latest checkpoint of Trainer that is complete; its state file is written last.
+
+    Args:
+        folder: Where Trainer saves.
+        needed: Files that callbacks add after that.
+    """
+    found = [
+        path
+        for path in folder.glob("checkpoint-*")
+        if all((path / name).is_file() for name in ("trainer_state.json", *needed))
+    ]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors; a disk that is full is an `OutputError`."""
     from safetensors import SafetensorError
@@ -166,3 +191,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     return dict(load_file(path))
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether all bytes are there that the file's header promises."""
+    try:
+        _files.read_safetensors_header(path)
+    except SubnetError:
+        return False
+    return True

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from subnet.errors import InputError
+from subnet.errors import DivergedError, InputError
 from subnet.training._batches import draw_batches
 from subnet.training._processes import is_first, n_processes, wait_for_all  # noqa: F401
 from subnet.training.recipe import Recipe
@@ -53,7 +53,7 @@ def fit(
 
     Raises:
         InputError: A batch cannot be divided among the processes and passes.
-        DivergedError: The loss is not finite; says at which step.
+        DivergedError: The loss is not finite, says at which step; or the weights at the end.
     """
     from transformers import PrinterCallback
 
@@ -81,9 +81,20 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     trainer.check()
+    _check_weights(model, recipe)
     # Mixed precision wraps the model's forward pass, once more with every trainer.
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     return trainer
+
+
+def _check_weights(model: Any, recipe: Recipe) -> None:
+    """What the last step did no loss has seen."""
+    for name, value in model.named_parameters():
+        if value.requires_grad and not bool(value.isfinite().all()):
+            raise DivergedError(
+                f"{name} is not finite after step {recipe.steps} of {recipe.steps}",
+                fix=f"lower the learning rate ({recipe.learning_rate:g})",
+            )
 
 
 def arguments(recipe: Recipe, folder: str | Path, seed: int, save_every: int) -> Any:

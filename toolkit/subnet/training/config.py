@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from subnet._toml import read_toml
@@ -52,7 +62,13 @@ class DataConfig(_Part):
         default=0, ge=0, description="most training examples of a language; 0: all"
     )
     max_test: int = Field(default=0, ge=0, description="most test examples of a language; 0: all")
-    max_length: PositiveInt = Field(default=160, description="tokens beyond which an input is cut")
+    max_length: int = Field(default=160, ge=4, description="tokens beyond which an input is cut")
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> Self:
+        if self.test_share + self.validation_share >= 1:
+            raise PydanticCustomError("shares", "test_share and validation_share below 1 together")
+        return self
 
 
 class ModelConfig(_Part):
@@ -113,6 +129,26 @@ class RecipeConfig(_Part):
         default=1, description="passes that a step is divided among, for memory"
     )
     gradient_checkpointing: bool = Field(default=False, description="less memory, more time")
+
+    @model_validator(mode="after")
+    def _warmup_that_happens(self) -> Self:
+        if self.warmup and self.schedule == "constant" and "warmup" in self.model_fields_set:
+            raise PydanticCustomError(
+                "warmup", "schedule = 'constant_with_warmup' where warmup is above 0"
+            )
+        return self
+
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, value: str) -> str:
+        from transformers.training_args import OptimizerNames
+
+        known = [entry.value for entry in OptimizerNames]
+        if value not in known:
+            near = [name for name in known if name.startswith(value)][:3]
+            near = near or difflib.get_close_matches(value, known, n=3, cutoff=0)
+            raise PydanticCustomError("optimizer", f"one such as {', '.join(near)}")
+        return value
 
     @property
     def recipe(self) -> Recipe:
@@ -376,7 +412,9 @@ def _lines(part: BaseModel, name: str) -> Iterator[str]:
         if isinstance(value, BaseModel):
             tables.append((key, value))
         else:
-            yield f"# {field.description}"
+            yield from textwrap.wrap(
+                str(field.description), 100, initial_indent="# ", subsequent_indent="# "
+            )
             yield f"{key} = {_toml(value)}"
     for key, value in tables:
         yield from _lines(value, key)

@@ -33,6 +33,12 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
     "token-classification": ("tokens", "tags"),
 }
 
+#: What it must be.
+_TYPES: Mapping[str, Mapping[str, Any]] = {
+    "sequence-classification": {"text": str, "label": str | int},
+    "token-classification": {"tokens": list, "tags": list},
+}
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -153,7 +159,8 @@ def _generated(config: TrainingConfig) -> Corpus:
         return Corpus(named, data.kinds, **parts, report=data.report)
     parts = {part: load_slots(data, part, seed=config.seed) for part in PARTS}
     tags = {tag for row in parts["train"] for tag in row["tags"]}
-    return Corpus(named, _tag_order(tags), **parts, report=_counted(data.report, parts))
+    longest = config.data.max_length - ADDED_TOKENS
+    return Corpus(named, _tag_order(tags), **parts, report=_counted(data.report, parts, longest))
 
 
 def _from_files(config: TrainingConfig, folder: Path) -> Corpus:
@@ -253,6 +260,9 @@ def _check(
                     "have some)",
                     fix="add some, or leave it out of languages",
                 )
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise InputError(f"languages has {twice!r} twice", expected="each language once")
     for part, rows in parts.items():
         for row in rows:
             lacking = [name for name in _NEEDED[task] if name not in row]
@@ -262,12 +272,21 @@ def _check(
                     path=path,
                     expected=f"{' and '.join(_NEEDED[task])} for {task}",
                 )
-            if task == "token-classification" and len(row["tokens"]) != len(row["tags"]):
+            wrong = [name for name, kind in _TYPES[task].items() if not isinstance(row[name], kind)]
+            if wrong:
                 raise InputError(
-                    f"example {row['id']!r} of {part} has {len(row['tokens'])} tokens and "
-                    f"{len(row['tags'])} tags",
+                    f"example {row['id']!r} of {part} has {row[wrong[0]]!r} as its {wrong[0]}",
                     path=path,
-                    expected="a tag for every token",
+                    expected="a list" if _TYPES[task][wrong[0]] is list else "a string",
+                )
+            if task != "token-classification":
+                continue
+            n_tokens, n_tags = len(row["tokens"]), len(row["tags"])
+            if n_tokens != n_tags or not n_tags:
+                raise InputError(
+                    f"example {row['id']!r} of {part} has {n_tokens} tokens and {n_tags} tags",
+                    path=path,
+                    expected="one or more tokens, and a tag for every token",
                 )
     ids = Counter(row["id"] for row in parts["test"])
     if ids and max(ids.values()) > 1:
@@ -295,11 +314,11 @@ def _capped(rows: Sequence[Row], most: int, seed: int) -> tuple[Row, ...]:
     def rank(row: Row) -> str:
         return hashlib.sha256(f"{seed}/{row.get('concept', row['id'])}".encode()).hexdigest()
 
-    kept: set[str] = set()
+    kept: set[int] = set()
     for language in dict.fromkeys(row["language"] for row in rows):
-        own = sorted((row for row in rows if row["language"] == language), key=rank)
-        kept.update(str(row["id"]) for row in own[:most])
-    return tuple(row for row in rows if str(row["id"]) in kept)
+        own = [place for place, row in enumerate(rows) if row["language"] == language]
+        kept.update(sorted(own, key=lambda place: rank(rows[place]))[:most])
+    return tuple(row for place, row in enumerate(rows) if place in kept)
 
 
 def _text(row: Row) -> str:
@@ -323,14 +342,26 @@ def _described(language: Language, parts: Mapping[str, Sequence[Row]]) -> dict[s
 
 
 def _counted(
-    report: Sequence[Mapping[str, Any]], parts: Mapping[str, Sequence[Row]]
+    report: Sequence[Mapping[str, Any]], parts: Mapping[str, Sequence[Row]], longest: int
 ) -> tuple[Mapping[str, Any], ...]:
-    """A report of terms as one of the phrases that they are put into."""
-    return tuple(
-        {key: row[key] for key in row if not key.endswith("_share") or key.startswith("equal")}
-        | {
-            f"{part}_examples": sum(entry["language"] == row["language"] for entry in rows)
+    """A report of terms as one of the lists that they are put into.
+
+    Args:
+        report: Of the terms.
+        parts: The lists.
+        longest: Bytes beyond which the small model's tokenizer cuts.
+    """
+    found = []
+    for row in report:
+        own = {
+            part: [entry for entry in rows if entry["language"] == row["language"]]
             for part, rows in parts.items()
         }
-        for row in report
-    )
+        sizes = [sum(len(t.encode()) for t in e["tokens"]) for rows in own.values() for e in rows]
+        kept = {key: row[key] for key in row if not key.endswith("_share") or "equal" in key}
+        found.append(
+            kept
+            | {f"{part}_examples": len(rows) for part, rows in own.items()}
+            | {"truncated_share": sum(size > longest for size in sizes) / max(len(sizes), 1)}
+        )
+    return tuple(found)

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from subnet import _files
-from subnet.errors import MissingInputError, OutputError
+from subnet.errors import MissingInputError, OutputError, SubnetError
 from subnet.training._experiment import Experiment
 from subnet.training._plan import plan_cells, plan_runs
-from subnet.training._procedure import (
-    check_procedure,
-)
-from subnet.training._processes import is_first, wait_for_all
+from subnet.training._procedure import check_procedure
+from subnet.training._processes import first_says, is_first, wait_for_all
 from subnet.training._progress import Progress, reporter
-from subnet.training._stages import RESUME
+from subnet.training._stages import RESUME, StageLog
 from subnet.training.config import TrainingConfig, read_config
 from subnet.training.corpora import load_corpus
 
 _CONFIG = "config.json"
+#: What `_files` builds beside its final place, and a killed process leaves there.
+_HALF_DONE = re.compile(r"\..+-[a-z0-9_]{8}(-old)?")
+#: What the system, and libraries that hide its numbers, say of a disk that takes no more.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_SAID_OF_FULL = ("No space left", "File too large", "quota exceeded", "PytorchStreamWriter failed")
+_GO_ON = "free some space; what is finished stays, and the same command goes on from there"
 
 
 @dataclass(frozen=True)
@@ -85,10 +95,16 @@ def train(
     cells, runs = plan_cells(config), plan_runs(config, corpus.names)
     places = tuple(target if len(cells) == 1 else target / cell.name for cell in cells)
     result = Trained(target, places, tuple(run.name for run in runs))
-    if _is_done(target, config, overwrite=overwrite):
+    state = first_says(_state_of(target, config, overwrite=overwrite))
+    if state == "done":
+        if is_first():
+            StageLog(target).remove()
         return result
-    with reporter(progress if is_first() else False) as report, undisturbed():
+    with reporter(progress if is_first() else False) as report, undisturbed(), _saying_full(target):
         experiment = Experiment(config, corpus, root, target, report, len(cells) * len(runs))
+        if is_first():
+            _make_ready(target, config, state)
+        wait_for_all()
         experiment.train_base()
         for cell, place in zip(cells, places, strict=True):
             experiment.train_cell(cell, place, runs)
@@ -96,46 +112,94 @@ def train(
     return result
 
 
-def _is_done(target: Path, config: TrainingConfig, *, overwrite: bool) -> bool:
-    """Whether the directory holds the result already; otherwise it is ready to be written to.
+def _state_of(target: Path, config: TrainingConfig, *, overwrite: bool) -> str:
+    """`new`, `begun`, `done`, or `other`: a training with other settings, to be replaced.
 
     Raises:
-        OutputError: It holds something else.
+        OutputError: The directory holds something else.
     """
     marker, run_file = target / RESUME / _CONFIG, target / _files.RUN_FILE
-    found = None
     if run_file.is_file():
-        found = _files.read_json(run_file).get("fingerprint")
-        if found == config.fingerprint:
-            return True
+        found = _files.read_json(run_file)
+        if not (isinstance(found, dict) and "fingerprint" in found and "cells" in found):
+            raise _not_ours(target)
+        if _is_same(found, config):
+            return "done"
     elif marker.is_file():
-        found = _files.read_json(marker).get("fingerprint")
-        if found == config.fingerprint:
-            return False
+        if _is_same(_files.read_json(marker), config):
+            return "begun"
     elif target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OutputError(
-            "is there already, and is no training of ours",
-            path=target,
-            fix="choose another --out",
-        )
-    if found is not None and not overwrite:
+        raise _not_ours(target)
+    else:
+        _files.check_output(target)
+        return "new"
+    if not overwrite:
         raise OutputError(
             "holds a training with other settings",
             path=target,
             fix="choose another --out, or give --overwrite to start again",
         )
-    if is_first():
-        if found is not None:
-            shutil.rmtree(target)
-        try:
-            marker.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot be written ({error.strerror})", path=target) from error
-        _files.write_json(
-            marker, {"fingerprint": config.fingerprint, "settings": config.model_dump(mode="json")}
-        )
-    wait_for_all()
-    return False
+    return "other"
+
+
+def _not_ours(target: Path) -> OutputError:
+    return OutputError(
+        "is there already, and is no training of ours", path=target, fix="choose another --out"
+    )
+
+
+def _is_same(found: Any, config: TrainingConfig) -> bool:
+    """Whether an earlier call had these settings, and its version the same defaults."""
+    if not isinstance(found, dict) or found.get("fingerprint") != config.fingerprint:
+        return False
+    return _agrees(found.get("settings"), config.model_dump(mode="json"))
+
+
+def _agrees(found: Any, now: Any) -> bool:
+    """Whether all that was there is still so; what came later had no effect then."""
+    if isinstance(found, dict) and isinstance(now, dict):
+        return all(name in now and _agrees(value, now[name]) for name, value in found.items())
+    return bool(found == now)
+
+
+def _make_ready(target: Path, config: TrainingConfig, state: str) -> None:
+    """A directory that says which training it holds, without what a killed call left half-done."""
+    if state == "begun":
+        for path in sorted(target.rglob(".*")):
+            if _HALF_DONE.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+                path.unlink(missing_ok=True)
+        return
+    aside = None
+    if state == "other":
+        place = target.resolve()
+        aside = place.with_name(f".{place.name}-{os.getpid()}-old")
+        target.rename(aside)
+    marker = target / RESUME / _CONFIG
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    content = {"fingerprint": config.fingerprint, "settings": config.model_dump(mode="json")}
+    with _files.new_file(marker) as building:
+        _files.write_json(building, content)
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _saying_full(target: Path) -> Iterator[None]:
+    """Make what the system says of a disk that is full, or went away, one line."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        cause = error.__cause__ if isinstance(error, OutputError) else error
+        said = str(cause)
+        full = getattr(cause, "errno", None) in _FULL or any(word in said for word in _SAID_OF_FULL)
+        if not full or (isinstance(error, SubnetError) and not isinstance(error, OutputError)):
+            raise
+        reason = getattr(cause, "strerror", None) or said.splitlines()[0]
+        place = getattr(error, "path", None) or getattr(error, "filename", None) or target
+        raise OutputError(f"cannot be written ({reason})", path=place, fix=_GO_ON) from error
 
 
 def find_cells(directory: str | Path) -> dict[str, Path]:

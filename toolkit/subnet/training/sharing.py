@@ -157,7 +157,8 @@ class Parameters:
             self._kept[whose] = {name: value.clone() for name, value in state.items()}
 
     def _copy(self, names: list[str]) -> dict[str, Tensor]:
-        return {name: self._live[name].detach().clone() for name in names}
+        # Not on a GPU, which would hold those of all languages.
+        return {name: self._live[name].detach().to("cpu", copy=True) for name in names}
 
     def _write(self, values: Mapping[str, Tensor]) -> None:
         import torch

@@ -30,8 +30,9 @@ _TOKEN = re.compile(f"[{_UNSPACED}][{_MARKS}]*|[^\\s{_UNSPACED}]+")
 def load_slots(data: DemoData, part: str, *, seed: int = 0) -> tuple[dict[str, Any], ...]:
     """Lists of two or three terms with a tag for every token.
 
-    Every concept of the part stands first in one list, so that all are seen; the others of a list
-    are drawn from concepts of other kinds. Concepts never leave their part.
+    Every concept of the part has a list of its own, so that all are seen; the others of a list are
+    drawn from concepts of other kinds, and stand before or after it. Concepts never leave their
+    part.
 
     Args:
         data: Terms in all languages.

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 #: Importance of a weight w with gradient g of a step's mean loss.
 SCORES = ("taylor", "fisher")
-_FILE = "dynamic_mask.safetensors"
+#: What it writes into a checkpoint of Trainer's.
+SAVED = "dynamic_mask.safetensors"
 _KEY = "dynamic_mask"
 
 
@@ -316,13 +317,13 @@ class DynamicMask(TrainerCallback):  # type: ignore[misc]
         tensors = {f"score.{name}": score.cpu() for name, score in self._scores.items()}
         tensors |= {f"bits.{name}": torch.from_numpy(bits) for name, bits in self._bits.items()}
         content = {"settings": asdict(self.settings), "history": self._changes}
-        with _files.new_file(folder / _FILE) as building:
+        with _files.new_file(folder / SAVED) as building:
             building.write_bytes(save(tensors, metadata={_KEY: _files.to_json(content)}))
 
     def _load(self, folder: Path) -> None:
         from safetensors.torch import load_file
 
-        path = folder / _FILE
+        path = folder / SAVED
         if not path.is_file():
             raise MissingInputError(
                 "is not there, and the dynamic mask cannot go on without it",

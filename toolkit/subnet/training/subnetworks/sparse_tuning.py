@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from subnet.errors import InputError, NotComparableError
 from subnet.subnetwork import Subnetwork, load_subnetwork, top_k
 from subnet.training._processes import is_first, wait_for_all
+from subnet.training._stages import last_checkpoint
 from subnet.training._trainer import fit
 from subnet.training.recipe import Recipe
 from subnet.training.subnetworks._targets import base_names, has_lora, matching
@@ -117,7 +118,7 @@ def sparse_fine_tune(
         place = folder / "full"
         fit(
             model, features, full_recipe or recipe,
-            folder=place, resume=_last(place) if resume else None, **shared,
+            folder=place, resume=last_checkpoint(place) if resume else None, **shared,
         )  # fmt: skip
         selected = top_k(
             lambda name: (live[name].detach() - start[name]).float().cpu(),
@@ -155,7 +156,7 @@ def sparse_fine_tune(
     place = folder / "sparse"
     fit_masked(
         model, features, recipe, mask=MaskedUpdates(found, train=sorted(whole), base=base),
-        folder=place, resume=_last(place) if resume else None, **shared,
+        folder=place, resume=last_checkpoint(place) if resume else None, **shared,
     )  # fmt: skip
 
     def change(name: str) -> Tensor:
@@ -187,11 +188,3 @@ def _number(density: float | None, k: int | None, size: int) -> int:
             f"density {density:g} selects none of {size} weights", fix="take a larger one"
         )
     return round(density * size)
-
-
-def _last(folder: Path) -> Path | None:
-    """The latest complete checkpoint that Trainer left; its state file is written last."""
-    found = [
-        path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()
-    ]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from subnet.model._names import base_model
 from subnet.training.tasks._translation_batches import mask_of, pad
 from subnet.training.tasks._translation_encoding import Start
 
@@ -47,6 +46,8 @@ def generate(
     """
     import torch
     from transformers import GenerationConfig
+
+    from subnet.model._names import base_model
 
     inner: Any = base_model(model)
     own = inner.generation_config

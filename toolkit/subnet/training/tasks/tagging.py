@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -52,8 +52,13 @@ class TokenClassification:
         self._index = {label: index for index, label in enumerate(self.labels)}
         self._collate = DataCollatorForTokenClassification(tokenizer)
         self._spans = any(label.startswith(("B-", "I-")) for label in self.labels)
-        counts = Counter(str(tag) for row in tested for tag in row["tags"])
-        largest = max(counts.values()) / counts.total() if counts else None
+        shares: defaultdict[str, float] = defaultdict(
+            float
+        )  # of a text's words, as accuracy counts them
+        for row in tested:
+            for tag in row["tags"]:
+                shares[str(tag)] += 1 / len(row["tags"])
+        largest = max(shares.values()) / len(tested) if shares else None
         self.metrics: Mapping[str, Metric] = {
             "loss": Metric(False, float(np.log(len(self.labels)))),
             "accuracy": Metric(True, largest, (0.0, 1.0)),
@@ -62,23 +67,35 @@ class TokenClassification:
 
     def encode(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """Words as token ids; the tag's index at each word's first token."""
+        return self._encode(rows)[0]
+
+    def _encode(self, rows: Sequence[Row]) -> tuple[list[dict[str, Any]], list[list[int]]]:
+        """Features, and of each the words that the model reads.
+
+        Not all are: the end of a long text is cut, and of some words a tokenizer leaves nothing.
+        """
         if not rows:
-            return []
+            return [], []
         encoded = self._tokenizer(
             [list(map(str, row["tokens"])) for row in rows],
             is_split_into_words=True,
             truncation=True,
             max_length=self._max_length,
         )
-        features = []
+        features, read = [], []
         for number, row in enumerate(rows):
-            labels, before = [], None
+            labels, words = [], []
+            before = None
             for word in encoded.word_ids(number):
-                first = word is not None and word != before
-                labels.append(self._index[str(row["tags"][word])] if first else _IGNORED)
+                if word is not None and word != before:
+                    labels.append(self._index[str(row["tags"][word])])
+                    words.append(word)
+                else:
+                    labels.append(_IGNORED)
                 before = word
             features.append({"input_ids": encoded["input_ids"][number], "labels": labels})
-        return features
+            read.append(words)
+        return features, read
 
     def collate(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """A padded batch; padding has no tag."""
@@ -100,25 +117,28 @@ class TokenClassification:
             losses = torch.nn.functional.cross_entropy(
                 logits.double().transpose(1, 2), labels, reduction="none", ignore_index=_IGNORED
             )
-            read_words = labels != _IGNORED
-            means = losses.sum(1) / read_words.sum(1).clamp(min=1)
+            tagged = labels != _IGNORED
+            means = losses.sum(1) / tagged.sum(1).clamp(min=1)
             best = logits.argmax(-1)
-            return [(float(loss), best[i][read_words[i]].tolist()) for i, loss in enumerate(means)]
+            return [(float(loss), best[i][tagged[i]].tolist()) for i, loss in enumerate(means)]
 
+        features, words_read = self._encode(rows)
         found = in_passes(
             model,
-            self.encode(rows),
+            features,
             read,
             collate=self.collate,
             batch_size=batch_size,
             on_batch=on_batch,
         )
         outputs, shares = [], []
-        for (_, predicted), row in zip(found, rows, strict=True):
-            tags = [self.labels[index] for index in predicted]
-            outputs.append(tags + [""] * (len(row["tags"]) - len(tags)))
-            right = sum(a == str(b) for a, b in zip(tags, row["tags"], strict=False))
-            shares.append(right / max(len(row["tags"]), 1))
+        for (_, predicted), words, row in zip(found, words_read, rows, strict=True):
+            tags = [""] * len(row["tags"])
+            for word, index in zip(words, predicted, strict=True):
+                tags[word] = self.labels[index]
+            outputs.append(tags)
+            right = sum(a == str(b) for a, b in zip(tags, row["tags"], strict=True))
+            shares.append(right / len(tags))
         return Outcome(
             {
                 "loss": np.array([loss for loss, _ in found], dtype=np.float64),

@@ -1,0 +1,212 @@
+"""The model that training starts from: a small one from random weights, or one that is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from subnet import _files
+from subnet.errors import InputError, MissingInputError, UnsafeFileError
+from subnet.training._models import heads_of, is_of
+from subnet.training.config import TrainingConfig
+from subnet.training.tokenizer import SPECIAL_TOKENS, build_tokenizer
+
+
+def starting_model(
+    config: TrainingConfig, labels: Sequence[str], folder: Path, seed: int
+) -> tuple[Any, Any]:
+    """Model and tokenizer before any training of ours.
+
+    Args:
+        config: What is asked for.
+        labels: What the model tells apart.
+        folder: What paths of the configuration are relative to.
+        seed: Seed of weights that are drawn: all of a small model, the head of another.
+
+    Raises:
+        MissingInputError: There is no such model.
+        UnsafeFileError: Its weights are a pickle, or it comes with code of its own.
+        InputError: Part of it would be random and stay so, or it has too few positions.
+    """
+    import transformers
+
+    transformers.set_seed(seed)
+    if not config.model.name:
+        tokenizer = build_tokenizer(config.data.max_length)
+        build = _small_writer if config.task == "translation" else _small_encoder
+        return build(config, labels, len(tokenizer)), tokenizer
+    beside = folder / config.model.name
+    name = str(beside) if beside.is_dir() else config.model.name
+    if not beside.is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise MissingInputError("there is no such model folder", path=beside)
+    if beside.is_dir():
+        _check_folder(beside)
+    options: dict[str, Any] = {"trust_remote_code": False, "dtype": "float32"}
+    options |= {"use_safetensors": True, "output_loading_info": True}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        settings = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        if labels:
+            order = labels_of(settings, labels)
+            settings.num_labels = len(order)
+            settings.id2label = dict(enumerate(order))
+            settings.label2id = {label: index for index, label in enumerate(order)}
+            options["ignore_mismatched_sizes"] = True
+        kind = _model_class(config.task, settings)
+        model, report = kind.from_pretrained(name, config=settings, **options)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise MissingInputError(
+            f"there is no model {config.model.name!r} that can be loaded ({reason})",
+            expected="a folder that save_pretrained wrote as safetensors, with its tokenizer, or "
+            "a name on the hub",
+        ) from error
+    _check_weights(report, model, config)
+    _check_length(model, config)
+    if tokenizer.pad_token is None:  # as of many decoders
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def labels_of(model: Any, labels: Sequence[str]) -> tuple[str, ...]:
+    """Labels in the order of a model's outputs (or its configuration's), where it has the same."""
+    found = getattr(model, "config", model).id2label or {}
+    order = tuple(str(found[index]) for index in sorted(found))
+    return order if set(order) == set(labels) and len(order) == len(labels) else tuple(labels)
+
+
+def _model_class(task: str, settings: Any) -> Any:
+    import transformers
+
+    if task == "sequence-classification":
+        return transformers.AutoModelForSequenceClassification
+    if task == "token-classification":
+        return transformers.AutoModelForTokenClassification
+    if settings.is_encoder_decoder:
+        return transformers.AutoModelForSeq2SeqLM
+    return transformers.AutoModelForCausalLM
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse pickles, damaged weights and code that came with a model, each by its name."""
+    from subnet.checkpoint.tensors import open_model_store
+
+    place = folder / "config.json"
+    if not place.is_file():
+        raise MissingInputError("has no config.json", path=folder, fix="copy it beside the weights")
+    settings = _files.read_json(place)
+    if isinstance(settings, dict) and settings.get("auto_map"):
+        raise UnsafeFileError(
+            "names code of its own (auto_map), which loading it would run",
+            path=place,
+            expected="a model that transformers knows",
+        )
+    open_model_store(folder)
+
+
+def _check_weights(report: Mapping[str, Any], model: Any, config: TrainingConfig) -> None:
+    """Refuse a body that is partly random, and a random head that would stay what it is."""
+    mismatched = {key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]}
+    new = sorted({*report["missing_keys"], *mismatched})
+    heads = heads_of(model)
+    # A pooler is new where a model was trained without one, and stands with the head.
+    body = [name for name in new if not is_of(name, heads) and "pooler" not in name.split(".")]
+    if body:
+        raise InputError(
+            f"the model {config.model.name!r} has no weights for {body[0]}"
+            + (f" and {len(body) - 1} others" if len(body) > 1 else ""),
+            expected="a model for this task",
+            fix="check task and model.name",
+        )
+    new.sort(key=lambda name: not is_of(name, heads))  # the head by its name, before a pooler
+    if new and not config.base.steps and config.adaptation.head == "frozen":
+        raise InputError(
+            f"the model {config.model.name!r} has no {new[0]} for these labels, and a new one "
+            "would stay random",
+            expected="base.steps above 0, which train it, or adaptation.head = 'shared' or "
+            "'per_language'",
+        )
+
+
+def _check_length(model: Any, config: TrainingConfig) -> None:
+    """Refuse inputs beyond the positions that a model has learnt."""
+    from torch import nn
+
+    for name, part in model.named_modules():
+        last = name.rpartition(".")[2]
+        if last in ("position_embeddings", "embed_positions", "wpe") and isinstance(
+            part, nn.Embedding
+        ):
+            offset = getattr(part, "offset", 0)
+            before = offset if part.padding_idx is None else part.padding_idx + 1
+            positions = part.num_embeddings - before
+            if config.data.max_length > positions:
+                raise InputError(
+                    f"data.max_length is {config.data.max_length}, and {config.model.name!r} has "
+                    f"{positions} positions",
+                    expected=f"data.max_length of {positions} or less",
+                )
+
+
+def _small_encoder(config: TrainingConfig, labels: Sequence[str], vocabulary: int) -> Any:
+    import transformers
+
+    sizes = config.model
+    settings = transformers.BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=sizes.width,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        intermediate_size=sizes.feed_forward,
+        max_position_embeddings=config.data.max_length,
+        type_vocab_size=1,
+        initializer_range=sizes.initializer_range,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=SPECIAL_TOKENS.index("[PAD]"),
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+    )
+    if config.task == "sequence-classification":
+        return transformers.BertForSequenceClassification(settings)
+    return transformers.BertForTokenClassification(settings)
+
+
+def _small_writer(config: TrainingConfig, _: Sequence[str], vocabulary: int) -> Any:
+    import transformers
+
+    sizes = config.model
+    special = {
+        "vocab_size": vocabulary,
+        "pad_token_id": SPECIAL_TOKENS.index("[PAD]"),
+        "bos_token_id": SPECIAL_TOKENS.index("[CLS]"),
+        "eos_token_id": SPECIAL_TOKENS.index("[SEP]"),
+    }
+    if sizes.kind == "encoder-decoder":
+        return transformers.T5ForConditionalGeneration(
+            transformers.T5Config(
+                d_model=sizes.width,
+                d_kv=sizes.width // sizes.heads,
+                d_ff=sizes.feed_forward,
+                num_layers=sizes.layers,
+                num_heads=sizes.heads,
+                decoder_start_token_id=special["pad_token_id"],
+                dropout_rate=0.0,
+                **special,
+            )
+        )
+    written = config.translation.max_new_tokens or config.data.max_length
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            hidden_size=sizes.width,
+            num_hidden_layers=sizes.layers,
+            num_attention_heads=sizes.heads,
+            intermediate_size=sizes.feed_forward,
+            max_position_embeddings=config.data.max_length + max(config.data.max_length, written),
+            initializer_range=sizes.initializer_range,
+            **special,
+        )
+    )
