@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import subnet
 from subnet.errors import InputError, MissingInputError, NotComparableError
+from subnet.model import load_model
 from subnet.subnetwork import load_subnetworks
 from subnet.training import train
 from training_makers import digests, small_config
@@ -123,6 +124,9 @@ def test_translation_is_trained_scored_and_goes_on(tmp_path, kind):
     assert set(frame["language"]) == {"en>de", "de>en", "en>ru"}
     assert sorted(checkpoint.settings.order) == ["de>en", "en>de"]
     assert len(subnet.measure_overlap(checkpoint.steps).to_frame())
+    model = load_model(checkpoint, stage=1)
+    assert model.can_generate()
+    assert model.config.is_encoder_decoder == (kind == "encoder-decoder")
 
     class StopError(Exception):
         pass

@@ -24,6 +24,7 @@ from subnet.checkpoint.tensors import (
 from subnet.errors import FileFormatError, InputError, MissingInputError, UnsafeFileError
 
 _CONFIG = "config.json"
+_SEQ2SEQ = "AutoModelForSeq2SeqLM"
 #: What a task is called, by us, by PEFT and by transformers, to the class that loads it.
 _AUTO_CLASSES = {
     "sequence-classification": "AutoModelForSequenceClassification",
@@ -34,10 +35,10 @@ _AUTO_CLASSES = {
     "causal-lm": "AutoModelForCausalLM",
     "language-modeling": "AutoModelForCausalLM",
     "text-generation": "AutoModelForCausalLM",
-    "sequence-to-sequence-lm": "AutoModelForSeq2SeqLM",
-    "seq-2-seq-lm": "AutoModelForSeq2SeqLM",
-    "seq2seq-lm": "AutoModelForSeq2SeqLM",
-    "translation": "AutoModelForSeq2SeqLM",
+    "sequence-to-sequence-lm": _SEQ2SEQ,
+    "seq-2-seq-lm": _SEQ2SEQ,
+    "seq2seq-lm": _SEQ2SEQ,
+    "translation": _SEQ2SEQ,
 }
 
 
@@ -283,6 +284,8 @@ def _class(config: Any, task: str | None, path: Path | None) -> Any:
     """The class for the task, where it is known; else the one that the weights were saved from."""
     import transformers
 
+    if task == _SEQ2SEQ and not getattr(config, "is_encoder_decoder", True):
+        task = "AutoModelForCausalLM"  # a decoder translates, too
     if task is not None:
         return getattr(transformers, task)
     for name in config.architectures or ():
