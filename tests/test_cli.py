@@ -36,20 +36,6 @@ def arc(original, tmp_path, monkeypatch):
     return tmp_path / "arc"
 
 
-@pytest.fixture
-def subnet(monkeypatch, capsys):
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["subnet", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            subnet_cli.main()
-        captured = capsys.readouterr()
-        return exit_.value.code or 0, captured.out, captured.err
-
-    return run
-
-
 def refused(run, *arguments, left=("arc",)):
     """The one line that a wrong input gets; checks that nothing else happened."""
     code, out, err = run(*arguments)

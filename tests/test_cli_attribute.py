@@ -15,7 +15,6 @@ import torch
 from transformers import AutoTokenizer
 
 import influence_oracles as oracles
-import subnet_cli
 from planted_attribution import (
     COPIED,
     LANGUAGES,
@@ -46,20 +45,6 @@ def small(original, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(original, tmp_path / "small")
     return Path("small")
-
-
-@pytest.fixture
-def subnet(monkeypatch, capsys):
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["subnet", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            subnet_cli.main()
-        captured = capsys.readouterr()
-        return exit_.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 def table(name="influence", folder="small-influence"):

@@ -15,7 +15,6 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import checkpoint_makers as makers
-import subnet_cli
 from subnet.checkpoint import open_checkpoint
 from subnet.errors import InputError, MissingInputError
 from subnet.overlap import measure_overlap
@@ -71,20 +70,6 @@ def small(original, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(original, tmp_path / "small")
     return Path("small")
-
-
-@pytest.fixture
-def subnet(monkeypatch, capsys):
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["subnet", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            subnet_cli.main()
-        captured = capsys.readouterr()
-        return exit_.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 def read(folder="small-masks"):

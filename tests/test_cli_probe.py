@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 import checkpoint_makers as makers
 import planted_probing as planted
-import subnet_cli
 from test_imports import loaded_after
 
 FAST = ("--folds", "2", "--no-mdl", "--stages", "ends")
@@ -31,20 +29,6 @@ def arc(original, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(original, tmp_path / "arc")
     return Path("arc")
-
-
-@pytest.fixture
-def subnet(monkeypatch, capsys):
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["subnet", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            subnet_cli.main()
-        captured = capsys.readouterr()
-        return exit_.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 def refused(run, *arguments):

@@ -8,7 +8,7 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from subnet.errors import InputError
+from subnet.errors import InputError, SubnetError
 from subnet.training import TrainingConfig, explain, read_config
 from subnet_cli.app import app
 
@@ -89,5 +89,7 @@ def test_a_mistake_in_the_file_is_one_line(tmp_path, text, says):
 
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path):
-    result = call("train", tmp_path / "gone.toml")
-    assert "gone.toml" in str(result.exception)
+    error = call("train", tmp_path / "gone.toml").exception
+    assert isinstance(error, SubnetError)
+    assert "gone.toml" in str(error)
+    assert "\n" not in str(error)
