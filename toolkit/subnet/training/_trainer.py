@@ -8,7 +8,7 @@ from typing import Any
 
 from subnet.errors import DivergedError, InputError
 from subnet.training._batches import draw_batches
-from subnet.training._processes import is_first, n_processes, wait_for_all  # noqa: F401
+from subnet.training._processes import n_processes
 from subnet.training.recipe import Recipe
 
 #: Draws batches: lengths of the examples to places for every step.

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from subnet.errors import InputError
-from subnet.model._names import base_model
+from subnet.model import base_model
 from subnet.training._callbacks import EvenTrainer
 from subnet.training._processes import n_processes, processes
 

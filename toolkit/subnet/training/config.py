@@ -28,7 +28,6 @@ from subnet.training.recipe import PRECISIONS, SCHEDULES, Recipe
 SHARINGS = ("none", "partial", "full")
 
 Sharing = Literal["none", "partial", "full"]
-Share = Field(gt=0, lt=1)
 
 
 class _Part(BaseModel):

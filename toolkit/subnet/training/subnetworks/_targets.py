@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from subnet.errors import InputError, NotComparableError
-from subnet.model import find_units
-from subnet.model._names import base_modules, base_parameters
+from subnet.model import base_modules, base_parameters, find_units
 from subnet.model.units import Sharing
 from subnet.subnetwork import Subnetwork, factor_masks, gradient_masks
 

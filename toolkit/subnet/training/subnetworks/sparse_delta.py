@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from subnet import _files
 from subnet.errors import FileFormatError, InputError, NotComparableError
-from subnet.model._names import base_parameters
+from subnet.model import base_parameters
 from subnet.subnetwork import Subnetwork, load_subnetwork
 
 _MASK = "mask.safetensors"

@@ -47,7 +47,7 @@ def generate(
     import torch
     from transformers import GenerationConfig
 
-    from subnet.model._names import base_model
+    from subnet.model import base_model
 
     inner: Any = base_model(model)
     own = inner.generation_config

@@ -115,7 +115,7 @@ class Translation:
         Raises:
             InputError: The model cannot generate, or has not enough positions for the lengths.
         """
-        from subnet.model._names import base_model
+        from subnet.model import base_model
 
         inner: Any = base_model(model)
         if not getattr(inner, "can_generate", lambda: False)():
