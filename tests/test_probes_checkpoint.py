@@ -20,6 +20,7 @@ from subnet.subnetwork import load_subnetworks
 from subnet_probes import (
     CheckpointProbingSettings,
     ProbeSettings,
+    _checkpoint_analyses,
     _checkpoint_models,
     _probe_cost,
     cross_lingual_transfer,
@@ -433,3 +434,21 @@ def test_what_is_in_the_store_is_not_run_again(root, tmp_path):
         probe_checkpoint(root, settings=settings("labels", store=root / "store"))
     with pytest.raises(InputError, match="holds representations made with other"):
         probe_checkpoint(root, settings=settings("labels", examples=20, **options))
+
+
+def test_probes_that_take_long_are_fitted_on_all_cores_unasked(root, monkeypatch):
+    seen = []
+    original = _checkpoint_analyses.probe_labels
+
+    def spied(*given, **further):
+        seen.append(further["settings"].n_jobs)
+        return original(*given, **further)
+
+    monkeypatch.setattr(_checkpoint_analyses, "probe_labels", spied)
+    one = probe_checkpoint(root, settings=settings("labels", stages="ends")).probes
+    monkeypatch.setattr(_checkpoint_analyses, "PARALLEL", 0)
+    many = probe_checkpoint(root, settings=settings("labels", stages="ends")).probes
+    fixed = probe_checkpoint(root, settings=settings("labels", stages="ends", n_jobs=1)).probes
+    assert {*seen} == {None, -1, 1}
+    pd.testing.assert_frame_equal(one, many)
+    pd.testing.assert_frame_equal(one, fixed)

@@ -247,7 +247,7 @@ def test_any_scikit_learn_classifier_serves_as_probe():
     assert found.provenance.settings["probe"] == "LinearSVC"
 
 
-def test_results_do_not_depend_on_threads_or_on_other_languages():
+def test_results_do_not_depend_on_processes_or_on_other_languages():
     items = parallel_items()
     arrays = noise(len(items), layers=("0", "1"))
     settings = ProbeSettings(n_resamples=50, n_jobs=2)
@@ -364,7 +364,15 @@ def test_broken_arrays_are_refused():
 
 
 @pytest.mark.parametrize(
-    "setting", [{"folds": 1}, {"n_random": -1}, {"mdl_C": ()}, {"max_examples": 1}, {"folds": True}]
+    "setting",
+    [
+        {"folds": 1},
+        {"n_random": -1},
+        {"mdl_C": ()},
+        {"max_examples": 1},
+        {"folds": True},
+        {"n_jobs": 0},
+    ],
 )
 def test_settings_out_of_range_are_refused(setting):
     with pytest.raises(InputError, match=f"{next(iter(setting))} is"):

@@ -1,5 +1,7 @@
 """Cross-lingual transfer, and distances between languages."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -59,6 +61,9 @@ def test_transfer_is_directed():
     plant(block, items["label"][fr], [5, 6, 7], 6.0)
     arrays["1"][fr] = block
     score = cross_lingual_transfer(arrays, items=items, layers=["1"], settings=QUICK).matrix()
+    both = replace(QUICK, n_jobs=2)
+    other = cross_lingual_transfer(arrays, items=items, layers=["1"], settings=both).matrix()
+    pd.testing.assert_frame_equal(score, other)
     assert score.loc["de", "fr"] > 0.8  # its units are there
     assert score.loc["fr", "sw"] > score.loc["sw", "de"] + 0.2
 

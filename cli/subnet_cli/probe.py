@@ -122,6 +122,15 @@ def command(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per pass.")] = 32,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Processes that fit probes; -1 for one per core.  [default: 1, or one per core "
+            "where that takes more than half a minute]",
+            show_default=False,
+        ),
+    ] = None,
     seed: options.Seed = 0,
     out: options.Out = None,
     json: options.Json = False,
@@ -155,6 +164,7 @@ def command(
         subnetwork=subnetwork or False,
         store=store,
         batch_size=batch_size,
+        n_jobs=jobs,
         seed=seed,
         **given,
     )

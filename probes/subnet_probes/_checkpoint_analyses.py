@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from subnet_probes._checkpoint_pairs import (
     transferable,
 )
 from subnet_probes._checkpoint_tables import Tables
-from subnet_probes._probe_cost import affordable_probe
+from subnet_probes._probe_cost import PARALLEL, affordable_probe, probe_cost
 from subnet_probes.checkpoint_probing_settings import CheckpointProbingSettings
 from subnet_probes.extraction import representations
 from subnet_probes.languages import language_similarity
@@ -261,6 +261,11 @@ class Analyses:
             made, line = self.settings.probe, ""
             if made is None:
                 made, line = affordable_probe(self.points, found, level)
+            if made.n_jobs is None:
+                jobs = self.settings.n_jobs
+                if jobs is None and probe_cost(self.points, found, level, made) > PARALLEL:
+                    jobs = -1
+                made = replace(made, n_jobs=jobs)
             self.probes[level] = made
             self.tables.warnings += [line] if line else []
         return self.probes[level]

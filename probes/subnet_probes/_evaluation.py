@@ -132,7 +132,7 @@ def evaluate(
 
     Args:
         probe: A scikit-learn classifier, which is cloned.
-        x: [n, d], rows of the task at one layer.
+        x: [all, d], one layer, of which the task's rows are taken.
         task: The task.
         settings: Of the experiment.
         seed: Of the order of online coding.
@@ -145,6 +145,7 @@ def evaluate(
     }
     if task.bootstrap is None:
         return [{"metric": metric, **sizes, "reason": task.reason} for metric in METRICS], 0
+    x = x[task.rows]
     targets = np.vstack([task.labels, task.random, task.control])
     predicted, unconverged = predict_out_of_fold(
         probe, x, targets, task.fold, settings.holdout, len(task.classes)

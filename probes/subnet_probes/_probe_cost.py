@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 #: Operations up to which probes are cross-validated and codelengths computed, unasked: about ten
 #: minutes of one core.
 LIMIT = 4e12
+#: Operations from which probes are fitted on all cores, unasked: half a minute of one core.
+PARALLEL = LIMIT / 20
 #: Operations of a fit, whatever its size, and per item, unit and class: both measured, the latter
 #: as the iterations that it usually takes.
 _PER_FIT, _PER_NUMBER = 3e7, 240

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from subnet.errors import InputError
-
-if TYPE_CHECKING:
-    from subnet_probes.probe_settings import ProbeSettings
+from subnet_probes.probe_settings import ProbeSettings, check_jobs
 
 #: What can be asked for, in the order in which it is computed.
 ANALYSES = ("language", "labels", "tokens", "transfer", "similarity", "drift", "units")
@@ -49,6 +47,9 @@ class CheckpointProbingSettings:
             are those of `units`, too.
         store: A folder that hidden states are streamed to, and opened from where they are there.
         batch_size: Examples per forward pass.
+        n_jobs: Processes that fit probes at a time, −1 for one per core. By default one, or one per
+            core where the probes take one core more than about half a minute. No number depends
+            on it.
         seed: Seed of everything random.
 
     Raises:
@@ -68,6 +69,7 @@ class CheckpointProbingSettings:
     subnetwork: bool | str | Path = False
     store: str | Path | None = None
     batch_size: int = 32
+    n_jobs: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -87,6 +89,7 @@ class CheckpointProbingSettings:
             number: Any = getattr(self, name)
             if isinstance(number, bool) or not isinstance(number, int) or number < least:
                 raise InputError(f"{name} is {number!r}", expected=f"{least} or more")
+        check_jobs(self.n_jobs)
         listed = not isinstance(self.stages, str)
         if (not listed and self.stages not in STAGES) or (listed and not self.stages):
             raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from subnet.errors import InputError
 from subnet_probes.mdl import FRACTIONS
@@ -24,7 +25,8 @@ class ProbeSettings:
             parameter `C`; with few examples a weak penalty costs more bits than no probe.
         max_examples: Most items of a probe, drawn as whole groups; None for all.
         n_resamples: Bootstrap resamples of groups behind every interval.
-        n_jobs: Threads that fit at a time, as joblib counts them; one by default.
+        n_jobs: Processes that fit at a time, as joblib counts them (−1: one per core); one by
+            default. They take two seconds to start; `joblib.parallel_config` sets another backend.
     """
 
     folds: int = 5
@@ -48,5 +50,15 @@ class ProbeSettings:
                 raise InputError(
                     f"{name} is {value!r}", expected=f"a whole number of at least {least}"
                 )
+        check_jobs(self.n_jobs)
         if not self.mdl_C or any(c <= 0 for c in self.mdl_C):
             raise InputError(f"mdl_C is {self.mdl_C}", expected="positive numbers")
+
+
+def check_jobs(n_jobs: Any) -> None:
+    """Raise `InputError` where joblib could not count so many processes."""
+    if n_jobs is None or (type(n_jobs) is int and n_jobs != 0):
+        return
+    raise InputError(
+        f"n_jobs is {n_jobs!r}", expected="a number of processes, or -1 for one per core"
+    )

@@ -224,15 +224,15 @@ def _probe(
     rows_found: list[dict[str, Any]] = []
     unconverged = 0
     # As many layers in memory as are worked on at a time.
-    step = 1 if settings.n_jobs is None else effective_n_jobs(settings.n_jobs)
+    step = -(-effective_n_jobs(settings.n_jobs) // len(tasks))
     for start in range(0, len(source.layers), step):
         arrays = {layer: source.array(layer) for layer in source.layers[start : start + step]}
         for layer, array in arrays.items():
             lines += _constant_units(array, tasks, layer)
         places = [(layer, task) for layer in arrays for task in tasks]
         with quiet_fits():
-            done: Any = Parallel(n_jobs=settings.n_jobs, prefer="threads")(
-                delayed(evaluate)(probe, arrays[layer][task.rows], task, settings, seed)
+            done: Any = Parallel(n_jobs=settings.n_jobs)(
+                delayed(evaluate)(probe, arrays[layer], task, settings, seed)
                 for layer, task in places
             )
         for (layer, task), (found, failed) in zip(places, done, strict=True):

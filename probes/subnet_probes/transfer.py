@@ -232,22 +232,18 @@ def _one_layer(
     predicted = np.full((count, draws, len(x)), -1, dtype=np.intp)
     majority = np.full((count, len(x)), -1, dtype=np.intp)
     jobs = [(at, fold) for at in range(count) for fold in plan.folds]
-
-    def one(at: int, fold: int) -> tuple[Codes, Answers]:
-        train = (plan.language == at) & (plan.fold != fold)
-        test = np.flatnonzero(plan.fold == fold)
-        labels = plan.targets[:, train]
-        return test, answers(probe, x[train], labels, x[test], len(plan.classes))
-
+    trained = [np.flatnonzero((plan.language == at) & (plan.fold != fold)) for at, fold in jobs]
+    tested = [np.flatnonzero(plan.fold == fold) for _, fold in jobs]
+    k = len(plan.classes)
     with quiet_fits():
-        done: Any = Parallel(n_jobs=settings.n_jobs, prefer="threads")(
-            delayed(one)(at, fold) for at, fold in jobs
+        done: Any = Parallel(n_jobs=settings.n_jobs)(
+            delayed(_fitted)(probe, x, plan.targets[:, train], train, test, k)
+            for train, test in zip(trained, tested, strict=True)
         )
     unconverged = 0
     n_train = np.zeros(count)
-    for (at, fold), (test, found) in zip(jobs, done, strict=True):
-        train = (plan.language == at) & (plan.fold != fold)
-        n_train[at] += train.sum() / len(plan.folds)
+    for (at, _), train, test, found in zip(jobs, trained, tested, done, strict=True):
+        n_train[at] += len(train) / len(plan.folds)
         majority[at, test] = np.bincount(plan.targets[0][train]).argmax()
         predicted[at][:, test] = found.predicted
         unconverged += found.failed
@@ -259,6 +255,12 @@ def _one_layer(
         scores = bootstrap.scores(actual[:, mine], guesses, len(plan.classes))
         rows += _cells(plan, b, scores, n_train, int(mine.sum()), draws)
     return rows, unconverged
+
+
+def _fitted(
+    probe: Any, x: Array, labels: Codes, train: Codes, test: Codes, n_classes: int
+) -> Answers:
+    return answers(probe, x[train], labels, x[test], n_classes)
 
 
 def _cells(
