@@ -604,7 +604,7 @@ def test_bad_requests_are_named(checkpoint, subnets):
         (lambda: ablate(checkpoint, none), InputError, "de selects nothing"),
         (lambda: ablate(checkpoint, ~none), InputError, "selects everything that it is over"),
         (lambda: ablate(checkpoint, foreign), NotComparableError, r"covers other\.weight"),
-        (lambda: ablate(checkpoint, narrow), NotComparableError, r"\[4, .*has as \[16, 16\]"),
+        (lambda: ablate(checkpoint, narrow), NotComparableError, r"\[4, .*has it as \[16, 16\]"),
         (lambda: ablate(checkpoint, de, how="mean"), InputError, "how is 'mean'"),
         (lambda: ablate(checkpoint, de, model="best"), InputError, "model is 'best'"),
         (lambda: ablate(checkpoint, heads, how="base"), InputError, "is of heads"),

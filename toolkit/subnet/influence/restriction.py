@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from subnet.errors import InputError, NotComparableError
 from subnet.influence.collecting import Blocks
 from subnet.influence.tracking import Tracked, track_parameters
-from subnet.model import find_units, gate_heads, gate_neurons, swap_parameters
+from subnet.model import covered_parameters, find_units, gate_heads, gate_neurons, swap_parameters
 from subnet.model._names import base_modules, base_parameters
 
 if TYPE_CHECKING:
@@ -117,20 +117,12 @@ def _of_weights(model: nn.Module, subnetwork: Subnetwork) -> dict[str, Tensor]:
             expected="a plain LoRA, or a merged model",
             fix="merge the adapter first (merge_and_unload)",
         )
-    parameters = base_parameters(model)
+    parameters = covered_parameters(model, subnetwork.shapes, f"the mask of {subnetwork.language}")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    masks: dict[str, Tensor] = {}
-    for name, shape in subnetwork.shapes.items():
-        parameter = parameters.get(name)
-        if parameter is None or tuple(parameter.shape) != shape:
-            found = "no such parameter" if parameter is None else f"it as {list(parameter.shape)}"
-            raise NotComparableError(
-                f"the mask of {subnetwork.language} covers {name} {list(shape)}, and "
-                f"{type(model).__name__} has {found}",
-                expected="a mask over weights of this model's base",
-            )
-        masks[names[id(parameter)]] = torch.from_numpy(subnetwork.dense(name))
-    return masks
+    return {
+        names[id(parameter)]: torch.from_numpy(subnetwork.dense(name))
+        for name, parameter in parameters.items()
+    }
 
 
 def _of_units(model: nn.Module, subnetwork: Subnetwork) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from subnet.model.gradients import gate_gradients
 from subnet.model.hooks import Captured, capture, evaluation_mode, gate_heads, gate_neurons
 from subnet.model.loading import load_model
 from subnet.model.units import Attention, FeedForward, Projection, Units
-from subnet.model.weights import swap_parameters
+from subnet.model.weights import covered_parameters, swap_parameters
 
 __all__ = [
     "Attention",
@@ -28,6 +28,7 @@ __all__ = [
     "base_modules",
     "base_parameters",
     "capture",
+    "covered_parameters",
     "evaluate_languages",
     "evaluation_mode",
     "example_losses",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from subnet.errors import InputError, MissingInputError
+from subnet.errors import InputError, MissingInputError, NotComparableError
 from subnet.model._names import base_parameters
 
 
@@ -59,6 +59,40 @@ def swap_parameters(
         with torch.no_grad():
             for name, parameter in targets.items():
                 parameter.copy_(before[name])
+
+
+def covered_parameters(
+    model: nn.Module,
+    shapes: Mapping[str, Sequence[int]],
+    what: str,
+    *,
+    among: Mapping[str, nn.Parameter] | None = None,
+    expected: str = "a mask of this model's base",
+) -> dict[str, nn.Parameter]:
+    """The live parameters that a mask, or a change of weights, is about.
+
+    Args:
+        model: A model; under PEFT the base's own weights are meant, not the factors.
+        shapes: Base parameter name to its shape.
+        what: Whose they are, for the message: `"the mask of de"`.
+        among: Where to look them up; by default `base_parameters(model)`.
+        expected: What would have fitted.
+
+    Raises:
+        NotComparableError: The model has no such parameter, or has it in another shape.
+    """
+    parameters = base_parameters(model) if among is None else among
+    for name, shape in shapes.items():
+        parameter = parameters.get(name)
+        if parameter is None or tuple(parameter.shape) != tuple(shape):
+            near = [] if parameter is not None else difflib.get_close_matches(name, parameters, n=1)
+            has = "no such parameter" if parameter is None else f"it as {list(parameter.shape)}"
+            raise NotComparableError(
+                f"{what} covers {name} {list(shape)}, and {type(model).__name__} has {has}",
+                expected=expected,
+                fix=f"did you mean {near[0]}?" if near else None,
+            )
+    return {name: parameters[name] for name in shapes}
 
 
 def _find(parameters: Mapping[str, nn.Parameter], name: str, model: nn.Module) -> nn.Parameter:

@@ -76,7 +76,7 @@ class Subject:
         return Trial(self.model, how, None, self.before if how == "base" else None)
 
     def _check(self, subnetwork: Subnetwork) -> None:
-        from subnet.model._names import base_modules, base_parameters
+        from subnet.model import base_modules, covered_parameters
 
         adapted = [n for n, m in base_modules(self.model).items() if hasattr(m, "base_layer")]
         if adapted:
@@ -86,16 +86,12 @@ class Subject:
                 expected="a model whose adapters are merged",
                 fix="load_model(..., merge=True), or merge_and_unload()",
             )
-        parameters = base_parameters(self.model)
-        for name, shape in subnetwork.shapes.items():
-            found = parameters.get(name)
-            if found is None or tuple(found.shape) != shape:
-                state = "does not have" if found is None else f"has as {list(found.shape)}"
-                raise NotComparableError(
-                    f"the mask of {subnetwork.language} covers {name} {list(shape)}, which "
-                    f"{type(self.model).__name__} {state}",
-                    expected="the model that the mask was found in",
-                )
+        covered_parameters(
+            self.model,
+            subnetwork.shapes,
+            f"the mask of {subnetwork.language}",
+            expected="the model that the mask was found in",
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from subnet import _files
 from subnet.errors import FileFormatError, InputError, NotComparableError
-from subnet.model import base_parameters
+from subnet.model import base_parameters, covered_parameters
 from subnet.subnetwork import Subnetwork, load_subnetwork
 
 _MASK = "mask.safetensors"
@@ -196,12 +196,10 @@ def _check(
                 )
             whole[name] = mask.language
         shapes = {name: tuple(value.shape) for name, value in delta.whole.items()}
-        for name, shape in {**mask.shapes, **shapes}.items():
-            found = parameters.get(name)
-            if found is None or tuple(found.shape) != shape:
-                state = "no such parameter" if found is None else f"it as {list(found.shape)}"
-                raise NotComparableError(
-                    f"the delta of {mask.language} covers {name} {list(shape)}, and "
-                    f"{type(model).__name__} has {state}",
-                    expected="the model that it was trained from",
-                )
+        covered_parameters(
+            model,
+            {**mask.shapes, **shapes},
+            f"the delta of {mask.language}",
+            among=parameters,
+            expected="the model that it was trained from",
+        )
