@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from subnet.errors import InputError
-from subnet.subnetwork import set_direction, translates
+from subnet.inputs import set_direction, translates
 from subnet_probes._words import align, read_text
 
 Example = Mapping[str, Any]

@@ -250,8 +250,8 @@ def find_encoder(
     Raises:
         MissingInputError: Texts have no tokenizer.
     """
+    from subnet.inputs import load_tokenizer
     from subnet.model import base_model
-    from subnet.subnetwork import load_tokenizer
 
     config: Any = base_model(loaded.model).config
     text = any("input_ids" not in example for example in examples)

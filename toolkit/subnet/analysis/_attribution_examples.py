@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from subnet.subnetwork._examples import content
+from subnet.inputs import Example, by_language, content, draw_alike
 
 if TYPE_CHECKING:
     from subnet.checkpoint import Checkpoint
-
-Example = Mapping[str, Any]
 
 #: Label of a token that no loss is taken of.
 _IGNORED = -100
@@ -61,19 +59,8 @@ def draw_examples(examples: Iterable[Example], n: int | None, seed: int) -> list
     Which ones depends on the seed and on what they say, not on the language, so that of parallel
     examples the same concepts are drawn in every language.
     """
-    by_language: dict[str, list[Example]] = {}
-    for example in examples:
-        by_language.setdefault(str(example["language"]), []).append(example)
-
-    def rank(example: Example) -> str:
-        key = str(example["concept"]) if "concept" in example else content(example)
-        return hashlib.sha256(f"{seed}/{key}".encode()).hexdigest()
-
-    chosen: list[Example] = []
-    for members in by_language.values():
-        places = sorted(range(len(members)), key=lambda i: (rank(members[i]), i))[:n]
-        chosen += [members[i] for i in sorted(places)]
-    return chosen
+    parts = by_language(examples, None)
+    return [example for members in parts.values() for example in draw_alike(members, n, seed)]
 
 
 def padding_collator(pad_token: int, task: str) -> Callable[[list[Any]], Any]:

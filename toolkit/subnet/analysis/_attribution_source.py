@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subnet.analysis._attribution_examples import (
-    Example,
     digest,
     draw_examples,
     of_half,
@@ -18,6 +17,7 @@ from subnet.analysis._attribution_examples import (
 from subnet.checkpoint.inventory import Entry, weights_of_stages
 from subnet.checkpoint.trainer_logs import TRAINER_STATE, trainer_checkpoints
 from subnet.errors import InputError, MissingInputError
+from subnet.inputs import Example
 
 if TYPE_CHECKING:
     from torch import nn
@@ -123,8 +123,8 @@ def load_source(
         MissingInputError: A file, a model or a learning rate is not there.
         InputError: An example is not usable.
     """
+    from subnet.inputs.encoding import encode_examples
     from subnet.model import find_task, load_model
-    from subnet.subnetwork._encoding import encode_examples
     from subnet.subnetwork.sources import refuse_broken
 
     paths = {split: _examples_of(checkpoint, run, split) for split in ("train", "test")}

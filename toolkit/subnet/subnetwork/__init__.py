@@ -1,6 +1,5 @@
 """Which parameters a language uses: packed masks, set algebra on them, their file format."""
 
-from subnet.subnetwork._tokenizing import load_tokenizer, set_direction, translates
 from subnet.subnetwork.collection import Subnetworks
 from subnet.subnetwork.controls import random_like
 from subnet.subnetwork.conversion import convert, write_masks
@@ -51,16 +50,13 @@ __all__ = [
     "gradient_masks",
     "load_subnetwork",
     "load_subnetworks",
-    "load_tokenizer",
     "measure_directions",
     "random_like",
     "read_masks",
     "selected_units",
-    "set_direction",
     "source_files",
     "subnetwork_of_units",
     "top_k",
-    "translates",
     "unit_parameters",
     "units_to_weights",
     "weights_to_units",

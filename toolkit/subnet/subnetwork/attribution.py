@@ -24,7 +24,7 @@ from subnet.subnetwork.units import subnetwork_of_units
 
 if TYPE_CHECKING:
     from subnet.checkpoint import Checkpoint
-    from subnet.subnetwork._examples import Half
+    from subnet.inputs import Half
 
 
 def extract_by_attribution(

@@ -129,7 +129,7 @@ def extract_halves(
         >>> one, other = extract_halves(checkpoint, method="fisher")  # doctest: +SKIP
         >>> measure_overlap([*one, *other]).replicates  # doctest: +SKIP
     """
-    from subnet.subnetwork._examples import Half
+    from subnet.inputs import Half
     from subnet.subnetwork.collection import Subnetworks
 
     given = settings if density is None else {"density": density, **settings}

@@ -18,7 +18,7 @@ from subnet.subnetwork.units import subnetwork_of_units, unit_parameters
 
 if TYPE_CHECKING:
     from subnet.checkpoint import Checkpoint
-    from subnet.subnetwork._examples import Half
+    from subnet.inputs import Half
 
 
 def extract_by_head_pruning(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from subnet.checkpoint import Checkpoint
-    from subnet.subnetwork._examples import Half
+    from subnet.inputs import Half
     from subnet.subnetwork._per_example import Layers
 
 

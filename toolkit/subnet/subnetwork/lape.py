@@ -25,8 +25,8 @@ from subnet.subnetwork.units import subnetwork_of_units
 
 if TYPE_CHECKING:
     from subnet.checkpoint import Checkpoint
+    from subnet.inputs import Half
     from subnet.model import Units
-    from subnet.subnetwork._examples import Half
 
 __all__ = [
     "LanguageNeurons",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from subnet.checkpoint import Checkpoint, Update
-    from subnet.subnetwork._examples import Half, LanguageData
+    from subnet.inputs import Half, LanguageData
 
 #: Called with the name of the present step, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -107,7 +107,7 @@ def language_models(
         InputError: An example is a test example or not usable, or a weight is NaN or infinite.
     """
     from subnet.checkpoint import Checkpoint
-    from subnet.subnetwork._examples import read_examples
+    from subnet.inputs import read_examples
 
     if not isinstance(checkpoint, Checkpoint):
         raise InputError(
@@ -143,8 +143,8 @@ def _load_each(
     wanted: list[Update],
     progress: Progress | None,
 ) -> Iterator[LanguageModel]:
+    from subnet.inputs.encoding import make_batches
     from subnet.model import load_model
-    from subnet.subnetwork._encoding import make_batches
 
     places: list[tuple[str, str, Update | None]]
     places = [(update.language.label, update.run, update) for update in wanted]

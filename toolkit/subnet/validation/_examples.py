@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subnet.errors import InputError, MissingInputError
-from subnet.subnetwork._examples import content
+from subnet.inputs import Example, by_language, content, draw_alike
 from subnet.validation._subjects import stated
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from subnet.checkpoint import Checkpoint
     from subnet.subnetwork import Subnetwork
-
-Example = Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,29 +94,20 @@ def held_out(
     source = None
     if data is None:
         source, data = _test_examples(checkpoint)
-    by_language: dict[str, list[Example]] = {}
-    example: Any
-    for number, example in enumerate(data, start=1):
-        if not isinstance(example, Mapping) or not isinstance(example.get("language"), str):
-            raise InputError(
-                f"example {number} of the data names no language",
-                path=source,
-                expected='a mapping such as {"language": "de", "text": …, "label": …}',
-            )
-        by_language.setdefault(example["language"], []).append(example)
-    labels = [*(label for label in first if label in by_language)]
+    parts = by_language(data, source)
+    labels = [*(label for label in first if label in parts)]
     if not labels:
         raise MissingInputError(
             f"no example is of a language that has a mask ({', '.join(first)})",
             path=source,
-            expected=f"examples of them beside those of {', '.join(sorted(by_language))}"
-            if by_language
+            expected=f"examples of them beside those of {', '.join(sorted(parts))}"
+            if parts
             else "examples",
         )
-    labels += [label for label in by_language if label not in labels]
-    chosen = [_draw(by_language[label], n_examples, seed) for label in labels]
-    warnings = _seen_in_training(checkpoint, by_language)
-    return HeldOut(tuple(e for part in chosen for e in part), source, warnings)
+    labels += [label for label in parts if label not in labels]
+    chosen = [draw_alike(parts[label], n_examples, seed) for label in labels]
+    warnings = _seen_in_training(checkpoint, parts)
+    return HeldOut(tuple(e for mine in chosen for e in mine), source, warnings)
 
 
 def refuse_what_found_it(subnetwork: Subnetwork, examples: HeldOut) -> None:
@@ -166,8 +155,8 @@ class Batches:
     def __init__(
         self, examples: HeldOut, model: nn.Module, folders: Sequence[Path], batch_size: int
     ) -> None:
+        from subnet.inputs.encoding import encode_examples, make_batches
         from subnet.model import find_task
-        from subnet.subnetwork._encoding import encode_examples, make_batches
 
         rows, _ = encode_examples(examples.examples, model, folders, examples.source)
         self.labelled = np.array([_has_label(row["labels"], find_task(model)) for row in rows])
@@ -250,17 +239,6 @@ def _test_examples(checkpoint: Checkpoint | None) -> tuple[Path, Iterable[Exampl
             fix="put test.jsonl there, or give data=",
         )
     return entry.path, checkpoint.examples("test")
-
-
-def _draw(examples: Sequence[Example], n: int, seed: int) -> list[Example]:
-    """The first n examples in an order that depends on the seed and on what they say."""
-
-    def rank(example: Example) -> str:
-        key = str(example["concept"]) if "concept" in example else content(example)
-        return hashlib.sha256(f"{seed}/{key}".encode()).hexdigest()
-
-    places = sorted(range(len(examples)), key=lambda i: (rank(examples[i]), i))[:n]
-    return [examples[i] for i in sorted(places)]
 
 
 def _seen_in_training(

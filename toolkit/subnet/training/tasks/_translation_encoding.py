@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from subnet.errors import InputError
-from subnet.subnetwork import set_direction, translates
+from subnet.inputs import set_direction, translates
 from subnet.training.tasks._translation_rows import Pair
 
 #: What an instruction may name.

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subnet.errors import InputError
+from subnet.inputs.examples import Example
+from subnet.inputs.tokenizing import load_tokenizer, set_direction, translates
 from subnet.model import find_task
-from subnet.subnetwork._tokenizing import load_tokenizer, set_direction, translates
 
 if TYPE_CHECKING:
     from torch import nn
 
 #: Label that takes no part in a loss.
 _IGNORED = -100
-
-Example = Mapping[str, Any]
 
 
 def make_batches(
@@ -121,6 +120,7 @@ class Encoder:
     source: Path | None
 
     def __call__(self, example: Example) -> dict[str, Any]:
+        """`input_ids` and `labels`."""
         if self.task == "token-classification":
             return self._tagged(example)
         if self.task == "sequence-to-sequence-lm":

@@ -1,4 +1,4 @@
-"""The examples of each language that a method may look at: chosen, none of them a test example."""
+"""The examples of each language that may be looked at: read, split, drawn."""
 
 from __future__ import annotations
 
@@ -142,7 +142,28 @@ def read_examples(
             )
         source = next(e.path for e in checkpoint.entries if e.kind == f"{split}_examples")
         data = checkpoint.examples(split)
-    by_language: dict[str, list[Example]] = {}
+    parts = by_language(data, source)
+    test: dict[str, set[str]] | None = None
+    if checkpoint.holds("test_examples"):
+        test = {}
+        for example in checkpoint.examples("test"):
+            if any(name in example for name in _READ):  # what reads as nothing is no example twice
+                test.setdefault(example["language"], set()).add(content(example))
+    frozen = None if test is None else {label: frozenset(keys) for label, keys in test.items()}
+    return LanguageData(source, parts, frozen)
+
+
+def by_language(data: Iterable[Example], source: Path | None) -> dict[str, list[Example]]:
+    """The examples of each language, languages in the order in which they first appear.
+
+    Args:
+        data: Examples with their `language`.
+        source: File that they are from, for messages.
+
+    Raises:
+        InputError: An example names no language.
+    """
+    found: dict[str, list[Example]] = {}
     example: Any
     for number, example in enumerate(data, start=1):
         if not isinstance(example, Mapping) or not isinstance(example.get("language"), str):
@@ -151,15 +172,23 @@ def read_examples(
                 path=source,
                 expected='a mapping such as {"language": "de", "text": …, "label": …}',
             )
-        by_language.setdefault(example["language"], []).append(example)
-    test: dict[str, set[str]] | None = None
-    if checkpoint.holds("test_examples"):
-        test = {}
-        for example in checkpoint.examples("test"):
-            if any(name in example for name in _READ):  # what reads as nothing is no example twice
-                test.setdefault(example["language"], set()).add(content(example))
-    frozen = None if test is None else {label: frozenset(keys) for label, keys in test.items()}
-    return LanguageData(source, by_language, frozen)
+        found.setdefault(example["language"], []).append(example)
+    return found
+
+
+def draw_alike(examples: Sequence[Example], n: int | None, seed: int) -> list[Example]:
+    """At most n examples of one language, in their order; all of them for None.
+
+    Which ones depends on the seed and on the concept, else on what they say, not on the language:
+    of parallel examples the same concepts are drawn in every language.
+    """
+
+    def rank(example: Example) -> str:
+        key = str(example["concept"]) if "concept" in example else content(example)
+        return hashlib.sha256(f"{seed}/{key}".encode()).hexdigest()
+
+    places = sorted(range(len(examples)), key=lambda i: (rank(examples[i]), i))[:n]
+    return [examples[i] for i in sorted(places)]
 
 
 def content(example: Example) -> str:

@@ -14,10 +14,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 import checkpoint_makers as makers
 from subnet.checkpoint import open_checkpoint
 from subnet.errors import InputError, MissingInputError
+from subnet.inputs import read_examples
+from subnet.inputs.encoding import encode_examples, make_batches
+from subnet.inputs.tokenizing import load_tokenizer
 from subnet.subnetwork import METHODS, extract, extract_halves
-from subnet.subnetwork._encoding import encode_examples, make_batches
-from subnet.subnetwork._examples import read_examples
-from subnet.subnetwork._tokenizing import load_tokenizer
 from subnet.training.tokenizer import build_tokenizer
 
 SMALL = {
@@ -303,7 +303,7 @@ class Slow:
 
 def test_a_tokenizer_that_does_not_know_words_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "subnet.subnetwork._encoding.load_tokenizer", lambda folders, config: (Slow(), 40)
+        "subnet.inputs.encoding.load_tokenizer", lambda folders, config: (Slow(), 40)
     )
     rows = {"bert_tagger": ROWS["tagged"][0], "llama": ROWS["causal"][1]}
     for name, why in (("bert_tagger", "which token belongs to which word"),
