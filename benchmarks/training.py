@@ -2,6 +2,7 @@
 
     python benchmarks/training.py            # minutes
     python benchmarks/training.py --quick    # a small model, seconds
+    python benchmarks/training.py --optimizer adamw_torch_fused
 
 All ways train the same encoder on the same batches for the same number of steps, one after another
 in each round, in an order that is drawn anew for every round, all in one process. A ratio is that
@@ -93,9 +94,9 @@ def collate(features: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def random_masks(model: Any, density: float) -> dict[str, torch.Tensor]:
+def random_masks(model: Any, density: float, seed: int) -> dict[str, torch.Tensor]:
     """Masks over all parameters."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.rand(parameter.shape, generator=generator) < density
         for name, parameter in model.named_parameters()
@@ -109,7 +110,7 @@ def half_of_the_heads(model: Any) -> Any:
     return subnetwork_of_units(chosen, units, "head", language="half", base="benchmark")
 
 
-def ways(sizes: Sizes) -> dict[str, Callable[[str], None]]:
+def ways(sizes: Sizes, optimizer: str) -> dict[str, Callable[[str], None]]:
     """What is compared: name to a training in a folder."""
     rng = random.Random(0)
     features = [
@@ -120,7 +121,11 @@ def ways(sizes: Sizes) -> dict[str, Callable[[str], None]]:
         for _ in range(sizes.batch * sizes.steps)
     ]
     recipe = Recipe(
-        steps=sizes.steps, batch_size=sizes.batch, learning_rate=1e-4, weight_decay=0.01
+        steps=sizes.steps,
+        batch_size=sizes.batch,
+        learning_rate=1e-4,
+        weight_decay=0.01,
+        optimizer=optimizer,
     )
 
     def plain(folder: str) -> None:
@@ -133,7 +138,7 @@ def ways(sizes: Sizes) -> dict[str, Callable[[str], None]]:
                 learning_rate=1e-4,
                 lr_scheduler_type="constant",
                 weight_decay=0.01,
-                optim=recipe.optimizer,
+                optim=optimizer,
                 use_cpu=not torch.cuda.is_available(),
                 save_strategy="no",
                 logging_strategy="no",
@@ -147,46 +152,44 @@ def ways(sizes: Sizes) -> dict[str, Callable[[str], None]]:
         trainer.remove_callback(PrinterCallback)
         trainer.train()
 
-    def ours(folder: str, mask: Callable[[Any], Any] | None = None) -> None:
+    def ours(folder: str, mask: Callable[[], Any] | None = None) -> None:
         model = encoder(sizes)
         shared: dict[str, Any] = {"collate": collate, "seed": 0, "folder": folder}
         if mask is None:
             fit(model, features, recipe, **shared)
         else:
-            fit_masked(model, features, recipe, mask=mask(model), **shared)
+            fit_masked(model, features, recipe, mask=mask(), **shared)
 
-    def masked(mask: Callable[[Any], Any]) -> Callable[[str], None]:
+    def masked(mask: Callable[[], Any]) -> Callable[[str], None]:
         return lambda folder: ours(folder, mask)
 
+    few, others, half = (
+        random_masks(encoder(sizes), density, seed)
+        for density, seed in ((0.05, 1), (0.05, 2), (0.5, 1))
+    )
+    heads = half_of_the_heads(encoder(sizes))
     languages = [("a", "b")[step % 2] for step in range(sizes.steps)]
     return {
         PLAIN: plain,
         "fit(), no mask": ours,
-        "static mask of 5 % of the weights": masked(
-            lambda model: MaskedUpdates(random_masks(model, 0.05))
-        ),
-        "static mask of 50 %": masked(lambda model: MaskedUpdates(random_masks(model, 0.5))),
+        "static mask of 5 % of the weights": masked(lambda: MaskedUpdates(few)),
+        "static mask of 50 %": masked(lambda: MaskedUpdates(half)),
         "static mask of 5 %, in the forward pass too": masked(
-            lambda model: MaskedUpdates(random_masks(model, 0.05), forward=True)
+            lambda: MaskedUpdates(few, forward=True)
         ),
-        "half of the heads, all else frozen": masked(
-            lambda model: MaskedUpdates(half_of_the_heads(model))
-        ),
+        "half of the heads, all else frozen": masked(lambda: MaskedUpdates(heads)),
         "two languages taking turns, 5 % each": masked(
-            lambda model: MaskedUpdates(
-                {"a": random_masks(model, 0.05), "b": random_masks(model, 0.05)},
-                languages=languages,
-            )
+            lambda: MaskedUpdates({"a": few, "b": others}, languages=languages)
         ),
         "dynamic mask of 5 %, new every 10 steps": masked(
-            lambda _: DynamicMask(DynamicSettings(0.05, every=10))
+            lambda: DynamicMask(DynamicSettings(0.05, every=10))
         ),
     }
 
 
-def measure(sizes: Sizes) -> dict[str, list[tuple[float, float]]]:
+def measure(sizes: Sizes, optimizer: str) -> dict[str, list[tuple[float, float]]]:
     """Way to (CPU seconds, wall seconds) of each round."""
-    compared = ways(sizes)
+    compared = ways(sizes, optimizer)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in compared}
     rng = random.Random(1)
     gc.freeze()
@@ -226,6 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small model, seconds")
     parser.add_argument("--rounds", type=int, help="how often everything is trained")
+    parser.add_argument("--optimizer", default=Recipe(steps=1).optimizer, help="of all ways alike")
     options = parser.parse_args()
     sizes = QUICK if options.quick else FULL
     sizes = replace(sizes, rounds=options.rounds or sizes.rounds)
@@ -233,10 +237,10 @@ def main() -> None:
     print(
         f"{parameters / 1e6:.1f} million parameters (width {sizes.width}, {sizes.layers} layers), "
         f"{sizes.steps} steps of {sizes.batch} examples of {sizes.tokens} tokens, "
-        f"{sizes.rounds} rounds; {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} "
-        f"on {os.cpu_count()} cores; torch {torch.__version__}\n"
+        f"{sizes.rounds} rounds, {options.optimizer}; {torch.get_num_threads()} threads, "
+        f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; torch {torch.__version__}\n"
     )
-    print(table(measure(sizes)))
+    print(table(measure(sizes, options.optimizer)))
 
 
 if __name__ == "__main__":

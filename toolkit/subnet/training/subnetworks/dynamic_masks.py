@@ -22,7 +22,7 @@ from subnet.errors import FileFormatError, InputError, MissingInputError
 from subnet.subnetwork import Subnetwork, top_k
 from subnet.subnetwork._bits import Bits, count, pack, unpack
 from subnet.training._callbacks import EvenTrainer
-from subnet.training.subnetworks._holding import Held
+from subnet.training.subnetworks._holding import Held, pieces
 from subnet.training.subnetworks._targets import base_names, has_lora, masks_of, matching
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class DynamicMask(TrainerCallback):  # type: ignore[misc]
         self._targets: dict[str, nn.Parameter] = {}
         self._names: dict[str, str] = {}
         self._held: dict[str, Held] = {}
-        self._buffers: dict[str, Tensor] = {}
+        self._copies: dict[nn.Parameter, Tensor] = {}
         self._scores: dict[str, Tensor] = {}
         self._bits: dict[str, Bits] = {}
         self._changes: list[dict[str, Any]] = []
@@ -205,7 +205,7 @@ class DynamicMask(TrainerCallback):  # type: ignore[misc]
             return
         for name, parameter in self._model.named_parameters():
             parameter.requires_grad_(self._required[name])
-        self._model, self._held, self._buffers, self._scores = None, {}, {}, {}
+        self._model, self._held, self._copies, self._scores = None, {}, {}, {}
 
     def __enter__(self) -> DynamicMask:
         return self
@@ -219,17 +219,19 @@ class DynamicMask(TrainerCallback):  # type: ignore[misc]
         Args:
             step: Optimizer steps that are done.
         """
+        given = self._start is not None and step == 0
+        anew = step % self.settings.every == 0 and not given
         with torch.no_grad():
             for name, parameter in self._targets.items():
                 if parameter.grad is not None:
                     self._score(name, parameter, parameter.grad)
-            given = self._start is not None and step == 0
-            if step % self.settings.every == 0 and not given:
+                    if not anew:  # at once, while the processor has it at hand
+                        self._clear(name, parameter.grad)
+            if anew:
                 self._find(step)
-            for name, held in self._held.items():
-                gradient = self._targets[name].grad
-                if gradient is not None:
-                    held.clear(gradient)
+                for name, parameter in self._targets.items():
+                    if parameter.grad is not None:
+                        self._clear(name, parameter.grad)
 
     def on_init_end(self, *_: Any, model: Any = None, **__: Any) -> None:
         """Before there is an optimizer."""
@@ -266,12 +268,22 @@ class DynamicMask(TrainerCallback):  # type: ignore[misc]
         self.detach()
 
     def _score(self, name: str, parameter: Tensor, gradient: Tensor) -> None:
-        score = gradient.float()
-        score = (score * parameter).abs_() if self.settings.score == "taylor" else score.square()
-        if name in self._scores:
-            self._scores[name].lerp_(score, 1 - self.settings.smoothing)
-        else:
-            self._scores[name] = score
+        first = name not in self._scores
+        if first:
+            self._scores[name] = torch.empty(parameter.shape, device=parameter.device)
+        flat = (self._scores[name].view(-1), parameter.reshape(-1), gradient.reshape(-1))
+        for average, weight, part in pieces(*flat):
+            slope = part.float()
+            taylor = self.settings.score == "taylor"
+            score = (slope * weight.float()).abs_() if taylor else slope.square()
+            if first:
+                average.copy_(score)
+            else:
+                average.lerp_(score, 1 - self.settings.smoothing)
+
+    def _clear(self, name: str, gradient: Tensor) -> None:
+        if name in self._held:
+            self._held[name].clear(gradient)
 
     def _find(self, step: int) -> None:
         zero = torch.zeros(())
@@ -305,9 +317,7 @@ class DynamicMask(TrainerCallback):  # type: ignore[misc]
                 mask = torch.from_numpy(unpack(bits[name], tuple(parameter.shape)))
                 if bool(mask.all()):
                     continue
-                if name not in self._buffers:
-                    self._buffers[name] = torch.empty_like(parameter, requires_grad=False)
-                held = Held(parameter, mask.to(parameter.device), self._buffers[name])
+                held = Held(parameter, mask.to(parameter.device), self._copies)
                 held.remember()
                 self._held[name] = held
 

@@ -33,8 +33,9 @@ class MaskedUpdates(TrainerCallback):  # type: ignore[misc]
     over processes. As a context manager it leaves the model as it was also when training fails:
     `with MaskedUpdates(...) as masked: fit(..., callbacks=[masked])`.
 
-    The costs are one copy of the parameters that a mask cuts through, and the places of the smaller
-    side of each (8 bytes a place).
+    The costs, of each parameter that a mask cuts through: one copy and a byte per weight; where two
+    fifths or less are outside, instead, 8 bytes and one weight for each of those. With `languages`
+    each mask costs its bytes, and all share the copy.
 
     Args:
         masks: A `Subnetwork` of weights, heads or neurons, or parameter name to booleans; with
@@ -132,14 +133,14 @@ class MaskedUpdates(TrainerCallback):  # type: ignore[misc]
             free = name in kept or (self._others == "trained" and name not in covered)
             if not (name in moving or free):
                 value.requires_grad_(False)
-        buffers: dict[str, Tensor] = {}
+        copies: dict[nn.Parameter, Tensor] = {}
         with torch.no_grad():
             self._held = {
-                language: self._holding(live, found, moving, buffers)
+                language: self._holding(live, found, moving, copies)
                 for language, found in masks.items()
             }
             self._zeroed = {
-                language: self._holding(live, found, found.keys() - moving, buffers)
+                language: self._holding(live, found, found.keys() - moving, copies)
                 for language, found in zeros.items()
             }
         self._now = next(iter(self._held))
@@ -212,7 +213,7 @@ class MaskedUpdates(TrainerCallback):  # type: ignore[misc]
         live: Mapping[str, nn.Parameter],
         masks: Mapping[str, Tensor],
         names: Iterable[str],
-        buffers: dict[str, Tensor],
+        copies: dict[nn.Parameter, Tensor],
     ) -> dict[str, Held]:
         """What holds each parameter; of one that the mask does not cover, all is outside."""
         found: dict[str, Held] = {}
@@ -223,9 +224,7 @@ class MaskedUpdates(TrainerCallback):  # type: ignore[misc]
                 mask = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
             if bool(mask.all()):
                 continue
-            if 2 * int(mask.sum()) <= mask.numel() and name not in buffers:
-                buffers[name] = torch.empty_like(parameter, requires_grad=False)
-            found[name] = Held(parameter, mask, buffers.get(name))
+            found[name] = Held(parameter, mask, copies)
         return found
 
     def _to_zero(
