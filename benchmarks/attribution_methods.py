@@ -303,7 +303,7 @@ def main() -> None:
 
     from transformers.utils import logging
 
-    from subnet.training._engine import undisturbed
+    from subnet.training._quiet import undisturbed
 
     logging.disable_progress_bar()
     start = time.perf_counter()

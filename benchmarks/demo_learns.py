@@ -34,7 +34,9 @@ def main() -> int:
         results, reports, costs = {}, {}, []
         for seed in arguments.seeds:
             wall, cpu = time.perf_counter(), _cpu()
-            demo = run_demo(root / f"seed-{seed}", languages=arguments.languages, seed=seed)
+            demo = run_demo(
+                root / f"seed-{seed}", languages=arguments.languages, seed=seed, overwrite=True
+            )
             costs.append((seed, time.perf_counter() - wall, _cpu() - cpu, _summary(demo)))
             results[seed] = _own_stage(demo)
             reports[seed] = pd.read_csv(demo / "languages.csv", index_col="language")
@@ -58,7 +60,7 @@ def main() -> int:
 
 def _own_stage(demo: Path) -> pd.DataFrame:
     """Per language: accuracy after its own stage, Wilson's lower bound, majority share."""
-    order = json.loads((demo / "run.json").read_text())["order"]
+    order = json.loads((demo / "run.json").read_text())["orders"]["order-1"]
     items = pd.read_csv(demo / "items.csv").query("metric == 'accuracy'")
     majority = pd.read_csv(demo / "languages.csv", index_col="language")["majority_share"]
     rows = {}

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -17,8 +18,10 @@ from scipy.stats import binomtest
 from sklearn.metrics import f1_score
 
 from subnet._files import sha256
-from subnet.errors import OutputError, UnknownLanguageError
+from subnet.errors import InputError, OutputError, UnknownLanguageError
 from subnet.training import DemoSettings, load_data, resolve_languages, run_demo
+from subnet.training.demo import _configuration
+from training_makers import digests
 
 LANGUAGES = ["en", "zh-TW", "ru"]
 TINY = {
@@ -40,6 +43,10 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+def tiny(target: Path, **arguments) -> Path:
+    return run_demo(target, languages=LANGUAGES, settings=DemoSettings(**TINY), **arguments)
+
+
 @pytest.fixture(scope="module")
 def calls() -> list[tuple[str, int, int]]:
     return []
@@ -48,17 +55,16 @@ def calls() -> list[tuple[str, int, int]]:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory, calls) -> Path:
     target = tmp_path_factory.mktemp("demo") / "checkpoint"
-    return run_demo(
-        target,
-        languages=LANGUAGES,
-        settings=DemoSettings(**TINY),
-        progress=lambda *call: calls.append(call),
-    )
+    return tiny(target, progress=lambda *call: calls.append(call))
 
 
 @pytest.fixture(scope="module")
 def run(demo: Path) -> dict:
     return json.loads((demo / "run.json").read_text())
+
+
+def order_of(run: dict) -> list[str]:
+    return run["orders"]["order-1"]
 
 
 def files(folder: Path) -> dict[str, Path]:
@@ -93,7 +99,7 @@ def losses_one_by_one(demo: Path, model, tests: list[dict]) -> tuple[np.ndarray,
 
 
 def test_the_directory_is_the_documented_one_and_nothing_else(demo: Path, run: dict) -> None:
-    order = run["order"]
+    order = order_of(run)
     adapter = ("adapter_config.json", "adapter_model.safetensors")
     folders = [
         *(f"adapters/{label}" for label in LANGUAGES),
@@ -118,8 +124,11 @@ def test_the_directory_is_the_documented_one_and_nothing_else(demo: Path, run: d
 def test_two_runs_with_one_seed_give_the_same_bytes(demo: Path, tmp_path: Path) -> None:
     code = (
         "from subnet.training import *;"
-        f"run_demo('second', languages={LANGUAGES}, settings=DemoSettings(**{TINY}))"
+        f"run_demo('second', languages={LANGUAGES}, settings=DemoSettings(**{TINY}),"
+        "overwrite=True)"
     )
+    shutil.copytree(demo, tmp_path / "second")
+    (tmp_path / "second/scores.csv").write_text("")  # a complete one, trained again
     environment = {
         **os.environ,
         "PYTHONHASHSEED": "12345",
@@ -134,19 +143,17 @@ def test_two_runs_with_one_seed_give_the_same_bytes(demo: Path, tmp_path: Path) 
         check=False,
     )
     assert (shown.returncode, shown.stdout, shown.stderr) == (0, "", "")  # and is silent
-    first, second = files(demo), files(tmp_path / "second")
-    assert {n: sha256(p) for n, p in first.items()} == {n: sha256(p) for n, p in second.items()}
+    assert digests(demo) == digests(tmp_path / "second")
     assert [path.name for path in tmp_path.iterdir()] == ["second"]
 
 
-def test_many_examples_get_more_base_steps_than_the_fewest(tmp_path: Path) -> None:
-    changes = {"base_steps": 1, "base_epochs": 0.5, "adapter_steps": 1, "replicates": 0}
-    settings = DemoSettings(**{**TINY, **changes})
-    demo = run_demo(tmp_path / "demo", languages=["en", "ru"], settings=settings)
-    run = json.loads((demo / "run.json").read_text())
+def test_many_examples_get_more_base_steps_than_the_fewest(demo: Path, run: dict) -> None:
     n = len(examples(demo / "train.jsonl"))
-    assert run["base_steps"] == -(-n // 128)  # half a pass in batches of 64
-    assert run["base_steps"] > 1
+    assert run["settings"]["base"]["steps"] == 8 > 0.1 * n / 64
+    settings = DemoSettings(**{**TINY, "base_steps": 1, "base_epochs": 0.5})
+    steps = _configuration(settings, LANGUAGES, seed=0).base.steps
+    assert steps == -(-n // 128)  # half a pass in batches of 64
+    assert steps > 1
 
 
 def test_another_seed_gives_other_weights_split_and_seeds(demo: Path, run: dict, tmp_path) -> None:
@@ -172,7 +179,7 @@ def test_scores_and_items_are_what_the_stored_stage_gives_example_by_example(
     tests = examples(demo / "test.jsonl")
     items = pd.read_csv(demo / "items.csv")
     scores = pd.read_csv(demo / "scores.csv").set_index(["stage", "language", "metric"])
-    number, label = 2, run["order"][1]
+    number, label = 2, order_of(run)[1]
     model = load_adapter(demo, f"stages/{number:02d}-{label}")
     losses, predicted = losses_one_by_one(demo, model, tests)
     expected = np.array([model.config.label2id[example["label"]] for example in tests])
@@ -239,14 +246,17 @@ def test_an_adapter_records_the_base_beside_it_and_leaves_the_head_frozen(demo: 
 def test_every_adapter_starts_from_its_own_recorded_seed(demo: Path, run: dict) -> None:
     from safetensors.torch import load_file
 
-    seeds = {entry["path"]: entry["initialisation_seed"] for entry in run["adapters"]}
-    assert len(set(seeds.values())) == len(seeds) == 5
-    assert all(run["seeds"][path] == seed for path, seed in seeds.items())
+    places = {f"r8/adapters/{label}": f"adapters/{label}" for label in LANGUAGES}
+    places |= {
+        f"r8/replicate/{label}": f"runs/replicate/adapters/{label}" for label in order_of(run)[:2]
+    }
+    places["order-1/initialisation"] = f"stages/01-{order_of(run)[0]}"
+    assert len({run["seeds"][name] for name in places}) == len(places) == 6
     right = [
         load_file(demo / path / "adapter_model.safetensors")[
             "base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight"
         ].flatten()
-        for path in seeds
+        for path in places.values()
     ]
     for i, one in enumerate(right):
         for other in right[:i]:  # same seed: cosine near 1; 128 random values: within 0.5 of 0
@@ -258,7 +268,7 @@ def test_stages_carry_one_adapter_on(demo: Path, run: dict) -> None:
 
     stages = [
         load_file(demo / "stages" / f"{n:02d}-{label}" / "adapter_model.safetensors")
-        for n, label in enumerate(run["order"], start=1)
+        for n, label in enumerate(order_of(run), start=1)
     ]
     for before, after in itertools.pairwise(stages):
         for name in before:
@@ -275,7 +285,7 @@ def test_the_settings_file_says_what_was_trained(demo: Path, run: dict) -> None:
     train = examples(demo / "train.jsonl")
     assert settings["format"] == 1
     assert settings["base"] == "base"
-    assert settings["order"] == run["order"]
+    assert settings["order"] == order_of(run)
     assert sorted(settings["order"]) == sorted(LANGUAGES)
     assert settings["languages"]["zh-TW"] == {"tag": "zh-TW"}
     assert settings["scores"]["loss"]["higher_is_better"] is False
@@ -283,7 +293,7 @@ def test_the_settings_file_says_what_was_trained(demo: Path, run: dict) -> None:
     for metric in ("accuracy", "macro_f1"):
         assert settings["scores"][metric]["higher_is_better"] is True
         assert settings["scores"][metric]["range"] == [0.0, 1.0]
-    folders = [f"{n:02d}-{label}" for n, label in enumerate(run["order"], start=1)]
+    folders = [f"{n:02d}-{label}" for n, label in enumerate(order_of(run), start=1)]
     assert list(settings["stages"]) == folders
     for folder in folders:
         assert settings["stages"][folder] == {
@@ -324,16 +334,21 @@ def test_the_languages_table_reports_the_confounds(demo: Path) -> None:
     assert len(set(table["majority_share"])) == 1
 
 
-def test_progress_counts_every_step_of_every_part_once(demo: Path, calls) -> None:
+def test_progress_counts_every_step_of_every_part_once(demo: Path, run: dict, calls) -> None:
     total = 8 + (3 + 2 + 3) * 3
     assert {call[2] for call in calls} == {total}
     done = [call[1] for call in calls]
     assert done == sorted(done)
     assert set(done) == set(range(total + 1))
-    assert {name.split()[0] for name, _, _ in calls} == {"base", "adapter", "stage"}
+    lone = {f"r8/adapters/{label}" for label in LANGUAGES}
+    lone |= {f"r8/replicate/{label}" for label in order_of(run)[:2]}
+    first = {name.split()[0] for name, _, _ in calls}
+    assert first == {"base", "testing", "stage", *lone}
 
 
-def test_the_callers_random_numbers_and_logging_are_left_as_they_were(tmp_path: Path) -> None:
+def test_the_callers_random_numbers_and_logging_stay_and_a_bar_is_on_stderr(
+    tmp_path: Path, capfd
+) -> None:
     from transformers.utils import logging
 
     random.seed(3)
@@ -345,46 +360,97 @@ def test_the_callers_random_numbers_and_logging_are_left_as_they_were(tmp_path: 
     torch.manual_seed(3)
     before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
     settings = DemoSettings(**{**TINY, "base_steps": 1, "adapter_steps": 1, "replicates": 0})
-    run_demo(tmp_path / "demo", languages=["en", "ru"], settings=settings)
+    run_demo(tmp_path / "demo", languages=["en", "ru"], settings=settings, progress=True)
     found = (random.random(), np.random.rand(), float(torch.rand(1)))  # noqa: NPY002
     assert found == expected
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    assert capfd.readouterr().out == ""
 
 
-def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
+def test_a_demo_that_was_stopped_goes_on_and_ends_with_the_same_bytes(
+    demo: Path, tmp_path: Path
+) -> None:
     def interrupt(name: str, done: int, total: int) -> None:
-        if name.startswith("adapter"):
+        if name.startswith("stage 2 of 3"):
             raise KeyboardInterrupt
 
+    named: list[str] = []
     with pytest.raises(KeyboardInterrupt):
+        tiny(tmp_path / "demo", progress=interrupt)
+    assert not (tmp_path / "demo/run.json").exists()
+    tiny(tmp_path / "demo", progress=lambda name, *_: named.append(name))
+    assert not [name for name in named if name == "base" or name.startswith(("r8/", "stage 1"))]
+    assert digests(tmp_path / "demo") == digests(demo)
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+def test_a_complete_demo_is_left_as_it_is(demo: Path, tmp_path: Path) -> None:
+    shutil.copytree(demo, tmp_path / "demo")
+    (tmp_path / "demo/scores.csv").write_text("")
+    tiny(tmp_path / "demo", progress=lambda *_: pytest.fail("trained"))
+    assert (tmp_path / "demo/scores.csv").read_text() == ""
+    with pytest.raises(OutputError, match=r"other settings.*--overwrite"):
+        tiny(tmp_path / "demo", seed=1, progress=lambda *_: pytest.fail("trained"))
+
+
+def test_what_stood_there_stays_where_no_demo_can_begin(demo: Path, tmp_path: Path) -> None:
+    shutil.copytree(demo, tmp_path / "demo")
+    (tmp_path / "demo/scores.csv").write_text("")
+    with pytest.raises(InputError, match=r"adaptation.rank is 999"):
         run_demo(
             tmp_path / "demo",
-            languages=["en", "ru"],
-            settings=DemoSettings(**{**TINY, "base_steps": 1}),
-            progress=interrupt,
+            languages=LANGUAGES,
+            settings=DemoSettings(**TINY, rank=999),
+            overwrite=True,
         )
-    assert list(tmp_path.iterdir()) == []
+    assert (tmp_path / "demo/scores.csv").read_text() == ""
+    assert list(tmp_path.iterdir()) == [tmp_path / "demo"]
 
 
-def test_a_directory_that_is_there_is_refused_before_any_work(demo: Path, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="is already there; expected a new directory"):
-        run_demo(demo, languages=LANGUAGES, progress=lambda *_: pytest.fail("trained"))
+def test_what_another_command_wrote_is_replaced_only_when_asked_for(tmp_path: Path) -> None:
+    def stop(*_) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo/run.json").write_text('{"experiment": "demo"}')  # of an earlier version
+    with pytest.raises(OutputError, match="no training of ours"):
+        tiny(tmp_path / "demo")
+    with pytest.raises(KeyboardInterrupt):
+        tiny(tmp_path / "demo", overwrite=True, progress=stop)
+    assert not (tmp_path / "demo/run.json").exists()
+
+
+def test_a_directory_of_something_else_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(OutputError, match=r"holds no run\.json"):
-        run_demo(tmp_path / "mine", overwrite=True, progress=lambda *_: pytest.fail("trained"))
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match=r"mine: is there already, and is no training of"):
+            tiny(tmp_path / "mine", overwrite=overwrite, progress=lambda *_: pytest.fail("trained"))
+    assert list(files(tmp_path)) == ["mine/thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"test_share": 0.6, "validation_share": 0.4}, "less than 1 together"),
+        ({"max_length": 3}, "max_length is 3; expected 4 or more"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_line(changes: dict, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        DemoSettings(**changes)
+
+
+def test_a_seed_that_cannot_be_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="seed is -1; expected 0 or more"):
+        tiny(tmp_path / "demo", seed=-1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_language_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UnknownLanguageError, match="CLDR has no words for 'qqq'"):
         run_demo(tmp_path / "demo", languages=["en", "qqq"])
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_bar_on_the_terminal_can_be_asked_for(tmp_path: Path, capfd) -> None:
-    settings = DemoSettings(**{**TINY, "base_steps": 1, "adapter_steps": 1, "replicates": 0})
-    run_demo(tmp_path / "demo", languages=["en", "ru"], settings=settings, progress=True)
-    assert capfd.readouterr().out == ""
 
 
 @pytest.mark.slow
@@ -394,12 +460,12 @@ def test_every_language_is_learnt_on_its_own_turn_and_others_lose(tmp_path: Path
     items = pd.read_csv(demo / "items.csv").query("metric == 'accuracy'")
     majority = pd.read_csv(demo / "languages.csv", index_col="language")["majority_share"]
     means = items.groupby(["stage", "language"])["value"].agg(["sum", "count", "mean"])
-    for stage, language in enumerate(run["order"], start=1):
+    for stage, language in enumerate(order_of(run), start=1):
         own = means.loc[(stage, language)]
         interval = binomtest(int(own["sum"]), int(own["count"])).proportion_ci(method="wilson")
         assert interval.low > majority[language], language
     mean = means["mean"]
-    gain = np.mean([mean[s, j] - mean[s - 1, j] for s, j in enumerate(run["order"], 1)])
-    loss = np.mean([mean[s, j] - mean[12, j] for s, j in enumerate(run["order"][:-1], 1)])
+    gain = np.mean([mean[s, j] - mean[s - 1, j] for s, j in enumerate(order_of(run), 1)])
+    loss = np.mean([mean[s, j] - mean[12, j] for s, j in enumerate(order_of(run)[:-1], 1)])
     assert gain > 0.05
     assert loss > 0.03

@@ -13,7 +13,7 @@ import checkpoint_makers as makers
 import translation_makers as tiny
 import translation_processes as processes
 from subnet.errors import InputError
-from subnet.training._engine import undisturbed
+from subnet.training._quiet import undisturbed
 from subnet.training._trainer import fit
 from subnet.training.alignment import AlternatingTrainer, alignment_loss, sentence_states
 from subnet.training.recipe import Recipe

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from sacrebleu.metrics import BLEU, CHRF
 
 from subnet.training import build_tokenizer
-from subnet.training._engine import undisturbed
+from subnet.training._quiet import undisturbed
 from subnet.training._trainer import fit
 from subnet.training.recipe import Recipe
 from subnet.training.tasks import Translation

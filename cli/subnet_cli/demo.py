@@ -13,6 +13,7 @@ from subnet_cli.summary import print_analysis
 
 NAME = "demo"
 SUMMARY = "Train a small real experiment, then analyse it."
+INTERRUPTED = "what is trained stays: the same command goes on from there"
 EXAMPLE = """\b
 Example:
   $ subnet demo --languages de,fr,ru,uk,ar,fa
@@ -41,7 +42,8 @@ def command(
     A small encoder learns to tell kinds of terms apart (territories, languages, currencies, ...)
     in every language. Then one LoRA per language is trained from it, and one LoRA is carried
     through the languages in sequence, with every language evaluated after every stage. The
-    checkpoint directory is laid out as documented, and `subnet analyze` follows.
+    checkpoint directory is laid out as documented, and `subnet analyze` follows. A demo that was
+    stopped goes on where it was when the same command is given again.
     """
     from subnet._files import check_output
     from subnet.analysis import analyze

@@ -29,6 +29,7 @@ _IN_TOML = {
     "bool_parsing": "true or false",
     "missing": "a list of two numbers",
     "too_long": "a list of two numbers",
+    "too_short": "a list of one or more",
 }
 
 

@@ -19,6 +19,7 @@ TRANSFER_FILE = "transfer.csv"
 _TRAINING_RECORDS = {
     "mask_history.csv": "how dynamic masks changed",
     "conflict.csv": "how far the gradients of languages agreed",
+    "references.csv": "what references and copies of the source score",
 }
 
 

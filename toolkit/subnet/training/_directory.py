@@ -14,7 +14,8 @@ from subnet._tables import write_csv
 from subnet.training._stages import StageLog
 from subnet.training.corpora import PARTS, Corpus
 from subnet.training.recipe import Recipe
-from subnet.training.tasks import Row, Task
+from subnet.training.tasks import Row, Task, Translation
+from subnet.training.tasks._translation_references import baseline_rows
 
 
 def write_corpus(corpus: Corpus, folder: Path) -> None:
@@ -26,6 +27,14 @@ def write_corpus(corpus: Corpus, folder: Path) -> None:
         if rows:
             write_examples(rows, folder / f"{part}.jsonl")
     write_csv(pd.DataFrame(list(corpus.report)), folder / "languages.csv")
+
+
+def write_references(corpus: Corpus, task: Task, folder: Path) -> None:
+    """`references.csv` of a translation: what its scores are to be read beside."""
+    place = folder / "references.csv"
+    if isinstance(task, Translation) and not place.is_file():
+        with new_file(place) as building:
+            write_csv(baseline_rows(task.references(corpus.test)), building)
 
 
 def write_examples(rows: Iterable[Row], path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,19 @@ from subnet.errors import DivergedError
 from subnet.language import DIRECTION
 from subnet.training import _directory
 from subnet.training._models import adapted
-from subnet.training._plan import Cell, Run, plan_cells
-from subnet.training._procedure import (
-    Procedure,
-    read_masks,
-    steps_of_a_stage,
-    task_arguments,
-)
+from subnet.training._plan import Cell, Lone, Run, plan_cells, plan_lone, plan_runs
+from subnet.training._procedure import Procedure, steps_of_a_stage, task_arguments
 from subnet.training._processes import first_says, is_first, wait_for_all
 from subnet.training._progress import Progress, Steps
 from subnet.training._sequence import SequenceRun, Setting, derived_seed, run_seed
 from subnet.training._stages import StageLog, item_rows, score_rows
 from subnet.training._starting import labels_of, starting_model
+from subnet.training._static_masks import (
+    check_base_ahead,
+    check_masks_fit,
+    on_this_base,
+    read_masks,
+)
 from subnet.training._trainer import fit
 from subnet.training.config import TrainingConfig
 from subnet.training.corpora import Corpus
@@ -70,8 +71,13 @@ class Experiment:
         target: Path,
         report: Progress,
         n_sequences: int,
+        *,
+        inputs: Mapping[str, str] | None = None,
+        entered: Callable[[], None] = lambda: None,
+        going_on: bool = False,
     ) -> None:
-        self.config, self.target = config, target
+        self.config, self.target, self._root = config, target, root
+        self._inputs, self._entered = dict(inputs or {}), entered
         self.base, self.tokenizer = starting_model(config, corpus.labels, root, self._seed("base"))
         #: A model that tells the same labels apart may have them in another order.
         self.corpus = dataclasses.replace(corpus, labels=labels_of(self.base, corpus.labels))
@@ -80,15 +86,26 @@ class Experiment:
         self._masks = read_masks(config, root, corpus.names)
         per_sequence = len(corpus.names) * steps_of_a_stage(config)
         joint = per_sequence * config.sequence.joint
-        adapters = per_sequence * config.sequence.adapters
         self.cells = plan_cells(config)
+        runs = plan_runs(config, corpus.names)
+        lone = {
+            entry.name
+            for cell in self.cells
+            for entry in plan_lone(config, cell, corpus.names, runs)
+        }
         for rank in config.adaptation.ranks:  # what cannot be trained is said before training
             model = adapted(self.base, config.adaptation, rank, seed=0)
             for cell in self.cells:
                 own_parameters(model, config.adaptation, cell.sharing)
+            if rank == config.adaptation.ranks[0]:
+                check_masks_fit(self._masks, model)
+        there = target / "base" if going_on else None
+        check_base_ahead(
+            self._masks, config, root, model=self.base, there=there, inputs=self._inputs
+        )
         n_ranks = len(config.adaptation.ranks)
-        total = config.base.steps + n_sequences * per_sequence + n_ranks * (joint + adapters)
-        self.steps = Steps(report, total)
+        total = config.base.steps + n_sequences * per_sequence + n_ranks * joint
+        self.steps = Steps(report, total + len(lone) * config.training.steps)
         self._counted: set[str] = set()
 
     def train_base(self) -> None:
@@ -109,7 +126,8 @@ class Experiment:
             wait_for_all()
         self.base = type(self.base).from_pretrained(place, dtype="float32")
         identity = open_checkpoint(self.target).base_identity()
-        self.procedure = Procedure(self.config, self.task, self.base, identity, self._masks)
+        masks = on_this_base(self._masks, identity, self.config, self._root)
+        self.procedure = Procedure(self.config, self.task, self.base, identity, masks)
 
     def train_cell(self, cell: Cell, place: Path, runs: Sequence[Run]) -> None:
         """One sharing regime at one rank: every order, and what they are compared with."""
@@ -119,16 +137,17 @@ class Experiment:
             return
         setting = Setting(
             self.config, cell.sharing, cell.rank, self.corpus, self.task, self.base,
-            self.steps.named, self.steps.passed, self.procedure,
+            self.steps.named, self.steps.passed, self.procedure, self._entered,
         )  # fmt: skip
         alone = len(runs) == 1
         if is_first():
             place.mkdir(parents=True, exist_ok=True)
             _directory.link_folder(self.target / "base", place / "base")
             _directory.write_corpus(self.corpus, place)
+            _directory.write_references(self.corpus, self.task, place)
         wait_for_all()
-        if self.config.sequence.adapters and cell.sharing != "none":
-            self._train_adapters(cell, place)
+        for entry in plan_lone(self.config, cell, self.corpus.names, runs):
+            self._train_lone(cell, place, entry)
         if self.config.sequence.joint:
             self._train_joint(cell, place)
         for run in runs:
@@ -172,17 +191,13 @@ class Experiment:
                 sequence.log.remove()
         wait_for_all()
 
-    def _train_adapters(self, cell: Cell, place: Path) -> None:
-        """An adapter for each language from the base, each from a seed of its own."""
-        container = "adapters" if cell.rank else "weights"
-        for language in self.corpus.names:
-            target = place / container / language
-            name, steps = f"r{cell.rank}/adapters/{language}", self.config.training.steps
-            if self._have(cell, place, f"{container}/{language}", name, steps):
-                continue
-            model = adapted(self.base, self.config.adaptation, cell.rank, self._seed(name))
-            self._fit(model, (language,), name, self.config.training.recipe)
-            self._save(model, target)
+    def _train_lone(self, cell: Cell, place: Path, entry: Lone) -> None:
+        """A language's adapter from the base, from a seed of its own."""
+        if self._have(cell, place, entry.folder, entry.name, self.config.training.steps):
+            return
+        model = adapted(self.base, self.config.adaptation, cell.rank, self._seed(entry.name))
+        self._fit(model, (entry.language,), entry.name, self.config.training.recipe)
+        self._save(model, place / entry.folder)
 
     def _train_joint(self, cell: Cell, place: Path) -> None:
         """One model trained on all languages at once, for as many steps as the sequence."""
@@ -318,6 +333,7 @@ class Experiment:
             place / _files.RUN_FILE,
             {
                 "fingerprint": self.config.fingerprint,
+                "inputs": self._inputs,
                 **what,
                 "orders": orders,
                 **_directory.described(settings, self._seeds(runs)),
@@ -331,9 +347,10 @@ class Experiment:
         """The seed of every initialisation: adapters that share theirs look alike."""
         found = {"base": self._seed("base")}
         for cell in self.cells:
-            names = [f"adapters/{language}" for language in self.corpus.names]
-            names = names * self.config.sequence.adapters + ["joint"] * self.config.sequence.joint
-            found |= {name: self._seed(name) for name in (f"r{cell.rank}/{n}" for n in names)}
+            lone = plan_lone(self.config, cell, self.corpus.names, runs)
+            names = [entry.name for entry in lone]
+            names += [f"r{cell.rank}/joint"] * self.config.sequence.joint
+            found |= {name: self._seed(name) for name in names}
         for run in runs:
             parts = [("initialisation",), *(("adapter", name) for name in run.order)]
             found |= {

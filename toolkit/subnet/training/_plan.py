@@ -11,6 +11,9 @@ from subnet.errors import InputError
 from subnet.training._sequence import derived_seed
 from subnet.training.config import Sharing, TrainingConfig
 
+#: The run that holds second adapters.
+REPLICATE = "replicate"
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -40,6 +43,21 @@ class Run:
     name: str
     order: tuple[str, ...]
     seed: int
+
+
+@dataclass(frozen=True)
+class Lone:
+    """One training of one language from the base, beside the sequences of a cell.
+
+    Attributes:
+        language: Its label.
+        folder: Where it stands in the cell.
+        name: Of its seed; the same in all cells of a rank, which share the training.
+    """
+
+    language: str
+    folder: str
+    name: str
 
 
 def plan_cells(config: TrainingConfig) -> tuple[Cell, ...]:
@@ -75,6 +93,29 @@ def plan_runs(config: TrainingConfig, languages: Sequence[str]) -> tuple[Run, ..
         Run(f"order-{number}" if len(seeds) == 1 else f"order-{number}-seed-{seed}", order, seed)
         for number, order in enumerate(orders, start=1)
         for seed in seeds
+    )
+
+
+def plan_lone(
+    config: TrainingConfig, cell: Cell, languages: Sequence[str], runs: Sequence[Run]
+) -> tuple[Lone, ...]:
+    """An adapter for each language, and second ones of the first languages of the first order.
+
+    Where nothing is shared, what the sequence trains are such adapters already, and without masks
+    they are trained as the second ones are.
+    """
+    wanted = config.sequence
+    own = cell.sharing == "none"
+    first = languages if wanted.adapters and not own else ()
+    masked = own and config.subnetworks.method != "none"
+    second = () if masked else runs[0].order[: wanted.replicates]
+    container = "adapters" if cell.rank else "weights"
+    return (
+        *(Lone(name, f"{container}/{name}", f"r{cell.rank}/adapters/{name}") for name in first),
+        *(
+            Lone(name, f"runs/{REPLICATE}/{container}/{name}", f"r{cell.rank}/{REPLICATE}/{name}")
+            for name in second
+        ),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from subnet.errors import InputError, MissingInputError
+from subnet.errors import InputError
 from subnet.training._models import heads_of
 from subnet.training._stages import last_checkpoint
 from subnet.training._trainer import fit
@@ -166,36 +166,6 @@ def task_arguments(config: TrainingConfig, task: Task) -> dict[str, Any]:
 def steps_of_a_stage(config: TrainingConfig) -> int:
     """Optimizer steps of one stage; sparse fine-tuning trains twice."""
     return config.training.steps * (2 if config.subnetworks.method == "sparse" else 1)
-
-
-def read_masks(config: TrainingConfig, root: Path, languages: Sequence[str]) -> dict[str, Any]:
-    """The masks that static training is given, one for each language.
-
-    Raises:
-        MissingInputError: There is no such directory, or a language has no mask in it.
-    """
-    from subnet.checkpoint import open_checkpoint
-    from subnet.subnetwork import load_subnetworks
-
-    if config.subnetworks.method != "static":
-        return {}
-    place = root / config.subnetworks.masks
-    if not place.is_dir():
-        raise MissingInputError(
-            "there is no such directory of masks",
-            path=place,
-            expected="masks/<language>.safetensors, as subnet extract writes them",
-        )
-    found = {str(mask.language): mask for mask in load_subnetworks(open_checkpoint(place))}
-    lacking = [language for language in languages if language not in found]
-    if lacking:
-        raise MissingInputError(
-            f"holds no mask of {lacking[0]}",
-            path=place,
-            expected=f"one of each of {', '.join(languages)}",
-            fix=f"there are masks of {', '.join(found) or 'no language'}",
-        )
-    return found
 
 
 def check_procedure(config: TrainingConfig) -> None:

@@ -42,6 +42,7 @@ class Setting:
         named: Counts steps.
         passed: Told of steps that an earlier call has done.
         procedure: How a stage is trained.
+        entered: Called when a stage is finished, and so is on the disk.
     """
 
     config: TrainingConfig
@@ -53,6 +54,7 @@ class Setting:
     named: Named
     passed: Callable[[int], None]
     procedure: Procedure
+    entered: Callable[[], None] = lambda: None
 
 
 def derived_seed(*parts: object) -> int:
@@ -240,6 +242,8 @@ class SequenceRun:
                 self.parameters.state(),
                 self.parameters.state(language) if own else None,
             )
+            if number:
+                self.setting.entered()
         wait_for_all()
 
     def _deliver_stage(self, number: int, language: str) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from subnet import _files
-from subnet.errors import InputError, MissingInputError, UnsafeFileError
+from subnet.errors import FileFormatError, InputError, MissingInputError, UnsafeFileError
+from subnet.training._ahead import check_finite
 from subnet.training._models import heads_of, is_of
 from subnet.training.config import TrainingConfig
 from subnet.training.tokenizer import SPECIAL_TOKENS, build_tokenizer
@@ -40,6 +41,10 @@ def starting_model(
     name = str(beside) if beside.is_dir() else config.model.name
     if not beside.is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise MissingInputError("there is no such model folder", path=beside)
+    if beside.is_file():
+        raise MissingInputError(
+            "is a file", path=beside, expected="the folder that save_pretrained wrote"
+        )
     if beside.is_dir():
         _check_folder(beside)
     options: dict[str, Any] = {"trust_remote_code": False, "dtype": "float32"}
@@ -63,7 +68,9 @@ def starting_model(
             "a name on the hub",
         ) from error
     _check_weights(report, model, config)
+    check_finite(model, beside if beside.is_dir() else name)
     _check_length(model, config)
+    _check_tokenizer(tokenizer, model, beside if beside.is_dir() else name)
     if tokenizer.pad_token is None:  # as of many decoders
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
@@ -98,13 +105,38 @@ def _check_folder(folder: Path) -> None:
     if not place.is_file():
         raise MissingInputError("has no config.json", path=folder, fix="copy it beside the weights")
     settings = _files.read_json(place)
-    if isinstance(settings, dict) and settings.get("auto_map"):
+    if not isinstance(settings, dict):
+        raise FileFormatError("holds no object", path=place, expected="a model's configuration")
+    for file in sorted(folder.glob("*token*.json")):
+        _files.read_json(file)
+    if settings.get("auto_map"):
         raise UnsafeFileError(
             "names code of its own (auto_map), which loading it would run",
             path=place,
             expected="a model that transformers knows",
         )
     open_model_store(folder)
+
+
+def _check_tokenizer(tokenizer: Any, model: Any, place: str | Path) -> None:
+    """Refuse a tokenizer without a vocabulary, or of another model.
+
+    A folder without the files of one is no error to transformers: it makes one that knows no word.
+    """
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise MissingInputError(
+            "has no tokenizer, or one that knows no token",
+            path=place,
+            expected="tokenizer.json, or the vocabulary of its tokenizer, beside the weights",
+            fix="copy it from where the model was trained: tokenizer.save_pretrained(folder)",
+        )
+    known = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > known:
+        raise InputError(
+            f"its tokenizer has {len(tokenizer)} tokens and its model embeds {known}",
+            path=place,
+            expected="a model and its own tokenizer",
+        )
 
 
 def _check_weights(report: Mapping[str, Any], model: Any, config: TrainingConfig) -> None:

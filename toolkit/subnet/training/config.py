@@ -12,7 +12,6 @@ from typing import Any, Literal, Self
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -22,16 +21,14 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from subnet._toml import read_toml
+from subnet.errors import SubnetError
+from subnet.training._part import Part as _Part
 from subnet.training.recipe import PRECISIONS, SCHEDULES, Recipe
 
 #: How much the languages of a sequence share, from nothing to everything.
 SHARINGS = ("none", "partial", "full")
 
 Sharing = Literal["none", "partial", "full"]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DataConfig(_Part):
@@ -261,6 +258,19 @@ class SequenceConfig(_Part):
         description="also train an adapter for each language from the base, so that their overlap "
         "can be related to what the sequence forgot; none has them anyhow",
     )
+    replicates: int = Field(
+        default=0,
+        ge=0,
+        description="with adapters: languages, the first of the first order, that get a second one "
+        "from another seed, in runs/replicate/. What two of one language share is the ceiling of "
+        "every overlap",
+    )
+
+    @model_validator(mode="after")
+    def _adapters_to_replicate(self) -> Self:
+        if self.replicates and not self.adapters:
+            raise PydanticCustomError("replicates", "adapters = true with replicates")
+        return self
 
 
 class SubnetworksConfig(_Part):
@@ -374,6 +384,13 @@ class TrainingConfig(_Part):
     evaluation: EvaluationConfig = EvaluationConfig()
     output: OutputConfig = OutputConfig()
 
+    @field_validator("languages", mode="before")
+    @classmethod
+    def _a_list_of_languages(cls, value: Any) -> Any:
+        if isinstance(value, str) and value not in ("default", "all"):
+            raise PydanticCustomError("languages", "a list of codes, or 'default' or 'all'")
+        return value
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the resolved settings: a run goes on only where they are the same."""
@@ -390,7 +407,17 @@ def read_config(path: str | Path) -> TrainingConfig:
         InputError: A key is unknown (the nearest known one is named), or a value is of the wrong
             type or out of range.
     """
-    return read_toml(TrainingConfig, Path(path))
+    try:
+        return read_toml(TrainingConfig, Path(path))
+    except SubnetError as error:
+        if error.fix:
+            raise
+        raise type(error)(
+            error.found,
+            path=error.path,
+            expected=error.expected or "a TOML file",
+            fix="subnet train --explain prints one with every key",
+        ) from error
 
 
 def explain() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from subnet import _files
 from subnet.errors import InputError, MissingInputError
 from subnet.language import Language, LanguageIndex
+from subnet.training._example_checks import check_examples, check_languages, file_of
 from subnet.training.config import TrainingConfig
 from subnet.training.data import load_data
 from subnet.training.languages import FAMILIES, resolve_languages
@@ -25,19 +25,6 @@ from subnet.training.tokenizer import ADDED_TOKENS
 _TRANSLATED_KINDS = ("date", "duration", "money")
 
 PARTS = ("train", "validation", "test")
-
-#: What an example of a task needs.
-_NEEDED: Mapping[str, tuple[str, ...]] = {
-    "translation": ("source", "target"),
-    "sequence-classification": ("text", "label"),
-    "token-classification": ("tokens", "tags"),
-}
-
-#: What it must be.
-_TYPES: Mapping[str, Mapping[str, Any]] = {
-    "sequence-classification": {"text": str, "label": str | int},
-    "token-classification": {"tokens": list, "tags": list},
-}
 
 
 @dataclass(frozen=True)
@@ -103,12 +90,20 @@ def _translations(config: TrainingConfig, folder: Path) -> Corpus:
 
     also = config.translation.also_tested
     directions: tuple[str, ...] | None = None
+    twice = next((label for label in also if label in config.languages), None)
+    if twice is not None:
+        raise InputError(
+            f"translation.also_tested has {twice!r}, which languages has too",
+            expected="directions that are tested and not trained",
+            fix="remove one",
+        )
     if not isinstance(config.languages, str):
         directions = (*config.languages, *also)
     if config.data.source == "files":
         data = read_translations(
             folder / config.data.path,
             directions=directions,
+            tested_only=also,
             test_share=config.data.test_share,
             validation_share=config.data.validation_share,
             seed=config.seed,
@@ -138,6 +133,8 @@ def _translations(config: TrainingConfig, folder: Path) -> Corpus:
 
 
 def _generated(config: TrainingConfig) -> Corpus:
+    if not isinstance(config.languages, str):
+        _labelled(config.languages, LanguageIndex())
     languages = resolve_languages(
         config.languages if isinstance(config.languages, str) else list(config.languages)
     )
@@ -174,14 +171,15 @@ def _from_files(config: TrainingConfig, folder: Path) -> Corpus:
     wanted = None if config.languages in ("default", "all") else tuple(config.languages)
     parts = _read_json_lines(path) if (path / "train.jsonl").is_file() else _read_tables(path)
     index = LanguageIndex()
-    for part in parts:
+    for part, rows in parts.items():
+        check_languages(rows, part, path)
+        place = file_of(path, part)
         parts[part] = [
-            {**row, "language": index.add(str(row.get("language", "")), path=path).label}
-            for row in parts[part]
+            {**row, "language": index.add(row["language"], path=place).label} for row in rows
         ]
     found = list(dict.fromkeys(row["language"] for part in PARTS for row in parts[part]))
-    labels = found if wanted is None else [index.add(name).label for name in wanted]
-    _check(parts, labels, config.task, path)
+    labels = found if wanted is None else _labelled(wanted, index)
+    check_examples(parts, labels, config.task, path)
     kept: dict[str, Any] = {
         part: tuple(row for label in labels for row in rows if row["language"] == label)
         for part, rows in parts.items()
@@ -195,10 +193,31 @@ def _from_files(config: TrainingConfig, folder: Path) -> Corpus:
     languages = tuple(index.add(label) for label in labels)
     return Corpus(
         languages,
-        tuple(sorted(map(str, outputs))) if key == "label" else _tag_order(outputs),
+        tuple(sorted(map(str, outputs))) if key == "label" else _tag_order(map(str, outputs)),
         **kept,
         report=tuple(_described(language, kept) for language in languages),
     )
+
+
+def _labelled(names: Sequence[str], index: LanguageIndex) -> list[str]:
+    """Labels that the examples carry of the languages that are asked for.
+
+    Raises:
+        InputError: Two names are of one language.
+    """
+    asked: dict[str, str] = {}
+    for name in names:
+        label = index.add(name).label
+        if label in asked:
+            raise InputError(
+                f"languages has {asked[label]!r} and {name!r}, which are one language"
+                if asked[label] != name
+                else f"languages has {name!r} twice",
+                expected="each language once",
+                fix="remove one",
+            )
+        asked[label] = name
+    return list(asked)
 
 
 def _read_json_lines(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -209,6 +228,8 @@ def _read_json_lines(path: Path) -> dict[str, list[dict[str, Any]]]:
         if part == "test" and not file.is_file():
             raise MissingInputError("is not there", path=file, expected="examples to test on")
         rows = list(_files.read_json_lines(file)) if file.is_file() else []
+        if not rows and part != "validation":
+            raise InputError("has no examples", path=file, expected="one JSON object per line")
         parts[part] = [{"id": f"{part}:{n}", **row} for n, row in enumerate(rows)]
     return parts
 
@@ -244,58 +265,6 @@ def _read_tables(path: Path) -> dict[str, list[dict[str, Any]]]:
                 }
             )
     return parts
-
-
-def _check(
-    parts: Mapping[str, Sequence[Row]], labels: Sequence[str], task: str, path: Path
-) -> None:
-    for part in ("train", "test"):
-        counts = Counter(row["language"] for row in parts[part])
-        for label in labels:
-            if not counts[label]:
-                raise MissingInputError(
-                    f"{label} has no example to {'train on' if part == 'train' else 'test'}",
-                    path=path,
-                    expected=f"examples of every language ({', '.join(sorted(counts)) or 'none'} "
-                    "have some)",
-                    fix="add some, or leave it out of languages",
-                )
-    if len(set(labels)) < len(labels):
-        twice = next(label for label in labels if labels.count(label) > 1)
-        raise InputError(f"languages has {twice!r} twice", expected="each language once")
-    for part, rows in parts.items():
-        for row in rows:
-            lacking = [name for name in _NEEDED[task] if name not in row]
-            if lacking:
-                raise InputError(
-                    f"example {row['id']!r} of {part} has no {lacking[0]!r}",
-                    path=path,
-                    expected=f"{' and '.join(_NEEDED[task])} for {task}",
-                )
-            wrong = [name for name, kind in _TYPES[task].items() if not isinstance(row[name], kind)]
-            if wrong:
-                raise InputError(
-                    f"example {row['id']!r} of {part} has {row[wrong[0]]!r} as its {wrong[0]}",
-                    path=path,
-                    expected="a list" if _TYPES[task][wrong[0]] is list else "a string",
-                )
-            if task != "token-classification":
-                continue
-            n_tokens, n_tags = len(row["tokens"]), len(row["tags"])
-            if n_tokens != n_tags or not n_tags:
-                raise InputError(
-                    f"example {row['id']!r} of {part} has {n_tokens} tokens and {n_tags} tags",
-                    path=path,
-                    expected="one or more tokens, and a tag for every token",
-                )
-    ids = Counter(row["id"] for row in parts["test"])
-    if ids and max(ids.values()) > 1:
-        raise InputError(
-            f"id {ids.most_common(1)[0][0]!r} stands {ids.most_common(1)[0][1]} times in the test "
-            "examples",
-            path=path,
-            expected="an id of its own for each",
-        )
 
 
 def _tag_order(tags: Iterable[str]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ concepts in any language takes both out of all of them; and what still differs b
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,12 +61,6 @@ class DemoData:
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
     report: tuple[Mapping[str, Any], ...]
-
-    @property
-    def majority_share(self) -> float:
-        """Share of the largest kind in the test set: the same in every language."""
-        counts = Counter(example.label for example in self.test)
-        return max(counts.values()) / len(self.test)
 
 
 def load_data(

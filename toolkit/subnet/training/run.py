@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from subnet import _files
 from subnet.errors import MissingInputError, OutputError, SubnetError
+from subnet.training._ahead import check_batches
 from subnet.training._experiment import Experiment
+from subnet.training._inputs import check_inputs, read_inputs
 from subnet.training._plan import plan_cells, plan_runs
 from subnet.training._procedure import check_procedure
 from subnet.training._processes import first_says, is_first, wait_for_all
 from subnet.training._progress import Progress, reporter
+from subnet.training._replacing import Replaced
 from subnet.training._stages import RESUME, StageLog
 from subnet.training.config import TrainingConfig, read_config
 from subnet.training.corpora import load_corpus
@@ -61,19 +63,22 @@ def train(
     has one of its own in it, `full-r8/` and so on. Several orders or seeds are its `runs/<name>/`.
     A run that was stopped goes on where it was when it is called again with the same configuration:
     at the last finished stage, or within it with `output.save_every`. The result is the same, byte
-    for byte, with the same library versions and number of threads. Under `accelerate launch` or
-    `torchrun` processes share the batches, and the first one writes.
+    for byte, with the same library versions and number of threads. Files that it reads (examples,
+    masks, a model folder) must have the content that they had when it began. Under
+    `accelerate launch` or `torchrun` processes share the batches, and the first one writes.
 
     Args:
         config: A configuration, or its file.
         directory: Where to write.
         progress: True for a bar on the terminal, or a function called with what is going on, the
             optimizer steps done, and those in all.
-        overwrite: Start again where the directory holds another training of ours.
+        overwrite: Start again where the directory holds another training of ours, which is kept
+            until the new one has finished a stage, and put back where that fails before.
         folder: What paths of the configuration are relative to; by default where its file is.
 
     Raises:
-        InputError: The configuration is not usable.
+        InputError: The configuration is not usable, or a file that a run goes on with has changed.
+        NotComparableError: A mask stands on another base.
         MissingInputError: There is no such model, or no data of a language.
         DivergedError: A loss is not finite; says at which stage and step. What was finished stays.
         OutputError: The directory holds something else, or cannot be written.
@@ -82,69 +87,100 @@ def train(
         >>> trained = train("run.toml", "out", progress=True)  # doctest: +SKIP
         >>> subnet.analyze(trained.cells[0]).save("report")  # doctest: +SKIP
     """
-    from subnet.training._engine import undisturbed
-
-    if isinstance(config, TrainingConfig):
-        root = Path(folder or ".")
-    else:
-        root = Path(folder or Path(config).absolute().parent)
-        config = read_config(config)
     target = Path(directory)
+    if isinstance(config, TrainingConfig):
+        return carry_out(config, target, progress, overwrite, Path(folder or "."))
+    with _naming(Path(config)):
+        root = Path(folder or Path(config).absolute().parent)
+        return carry_out(read_config(config), target, progress, overwrite, root)
+
+
+def carry_out(
+    config: TrainingConfig,
+    target: Path,
+    progress: Progress | bool,
+    overwrite: bool,
+    root: Path,
+    *,
+    anew: bool = False,
+) -> Trained:
+    """`train` with all that it was told; `anew` replaces whatever is complete, the same too."""
+    from subnet.training._quiet import undisturbed
+
     check_procedure(config)
     corpus = load_corpus(config, root)
+    check_batches(config, corpus)
     cells, runs = plan_cells(config), plan_runs(config, corpus.names)
     places = tuple(target if len(cells) == 1 else target / cell.name for cell in cells)
     result = Trained(target, places, tuple(run.name for run in runs))
-    state = first_says(_state_of(target, config, overwrite=overwrite))
+    inputs = read_inputs(config, root, corpus.names)
+    if anew and (target / _files.RUN_FILE).is_file():
+        state = "other"
+    else:
+        state = _state_of(target, config, inputs, root, overwrite=overwrite)
+    state = first_says(state)
+    replaced = Replaced(target)
     if state == "done":
         if is_first():
             StageLog(target).remove()
+            replaced.remove()
         return result
     with reporter(progress if is_first() else False) as report, undisturbed(), _saying_full(target):
-        experiment = Experiment(config, corpus, root, target, report, len(cells) * len(runs))
+        experiment = Experiment(
+            config, corpus, root, target, report, len(cells) * len(runs),
+            inputs=inputs, entered=replaced.remove, going_on=state == "begun",
+        )  # fmt: skip
         if is_first():
-            _make_ready(target, config, state)
+            _make_ready(target, config, inputs, state, replaced)
         wait_for_all()
-        experiment.train_base()
-        for cell, place in zip(cells, places, strict=True):
-            experiment.train_cell(cell, place, runs)
-        experiment.finish(cells, runs)
+        with replaced.restored_on_failure() if is_first() else contextlib.nullcontext():
+            experiment.train_base()
+            for cell, place in zip(cells, places, strict=True):
+                experiment.train_cell(cell, place, runs)
+            experiment.finish(cells, runs)
     return result
 
 
-def _state_of(target: Path, config: TrainingConfig, *, overwrite: bool) -> str:
+def _state_of(
+    target: Path, config: TrainingConfig, inputs: Mapping[str, str], root: Path, *, overwrite: bool
+) -> str:
     """`new`, `begun`, `done`, or `other`: a training with other settings, to be replaced.
 
     Raises:
         OutputError: The directory holds something else.
+        InputError: A file has changed since.
     """
     marker, run_file = target / RESUME / _CONFIG, target / _files.RUN_FILE
     if run_file.is_file():
         found = _files.read_json(run_file)
         if not (isinstance(found, dict) and "fingerprint" in found and "cells" in found):
             raise _not_ours(target)
-        if _is_same(found, config):
-            return "done"
+        state = "done"
     elif marker.is_file():
-        if _is_same(_files.read_json(marker), config):
-            return "begun"
+        found, state = _files.read_json(marker), "begun"
     elif target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise _not_ours(target)
     else:
         _files.check_output(target)
         return "new"
-    if not overwrite:
-        raise OutputError(
-            "holds a training with other settings",
-            path=target,
-            fix="choose another --out, or give --overwrite to start again",
-        )
-    return "other"
+    try:
+        if not _is_same(found, config):
+            raise OutputError(
+                "holds a training with other settings",
+                path=target,
+                fix="choose another directory, or give --overwrite to start again",
+            )
+        check_inputs(found.get("inputs"), inputs, root, target, finished=state == "done")
+    except SubnetError:
+        if not overwrite:
+            raise
+        return "other"
+    return state
 
 
 def _not_ours(target: Path) -> OutputError:
     return OutputError(
-        "is there already, and is no training of ours", path=target, fix="choose another --out"
+        "is there already, and is no training of ours", path=target, fix="choose another directory"
     )
 
 
@@ -162,7 +198,9 @@ def _agrees(found: Any, now: Any) -> bool:
     return bool(found == now)
 
 
-def _make_ready(target: Path, config: TrainingConfig, state: str) -> None:
+def _make_ready(
+    target: Path, config: TrainingConfig, inputs: Mapping[str, str], state: str, replaced: Replaced
+) -> None:
     """A directory that says which training it holds, without what a killed call left half-done."""
     if state == "begun":
         for path in sorted(target.rglob(".*")):
@@ -170,18 +208,28 @@ def _make_ready(target: Path, config: TrainingConfig, state: str) -> None:
                 shutil.rmtree(path, ignore_errors=True)
                 path.unlink(missing_ok=True)
         return
-    aside = None
     if state == "other":
-        place = target.resolve()
-        aside = place.with_name(f".{place.name}-{os.getpid()}-old")
-        target.rename(aside)
+        replaced.put_aside()
     marker = target / RESUME / _CONFIG
     marker.parent.mkdir(parents=True, exist_ok=True)
-    content = {"fingerprint": config.fingerprint, "settings": config.model_dump(mode="json")}
+    content = {
+        "fingerprint": config.fingerprint,
+        "settings": config.model_dump(mode="json"),
+        "inputs": dict(inputs),
+    }
     with _files.new_file(marker) as building:
         _files.write_json(building, content)
-    if aside is not None:
-        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Let what is wrong with a setting say in which file."""
+    try:
+        yield
+    except SubnetError as error:
+        if error.path is not None:
+            raise
+        raise type(error)(error.found, path=file, expected=error.expected, fix=error.fix) from error
 
 
 @contextlib.contextmanager

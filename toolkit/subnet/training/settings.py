@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from subnet.errors import InputError
 from subnet.training.terms import TERM_KINDS
+from subnet.training.tokenizer import ADDED_TOKENS
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class DemoSettings:
         adapter_batch_size: Examples per step of an adapter.
         adapter_learning_rate: Rate of an adapter, constant, so that a stage's summed rate is
             simply rate times steps.
-        replicates: Languages that get a second adapter from another seed, the ceiling of every
-            overlap.
+        replicates: Languages, the first of the order, that get a second adapter from another seed:
+            the ceiling of every overlap.
     """
 
     kinds: tuple[str, ...] = TERM_KINDS
@@ -51,8 +52,8 @@ class DemoSettings:
     heads: int = 4
     feed_forward: int = 256
     initializer_range: float = 0.1
-    base_steps: int = 600
-    base_epochs: float = 5.5
+    base_steps: int = 400
+    base_epochs: float = 3.7
     base_batch_size: int = 64
     base_learning_rate: float = 1e-3
     base_warmup: float = 0.1
@@ -76,6 +77,15 @@ class DemoSettings:
                 raise InputError(
                     f"{name} is {getattr(self, name)}", expected="a share between 0 and 1"
                 )
+        if not self.test_share + self.validation_share < 1:
+            raise InputError(
+                f"test_share is {self.test_share} and validation_share {self.validation_share}",
+                expected="less than 1 together, so that something is left to train on",
+            )
+        if not self.max_length > ADDED_TOKENS + 1:
+            raise InputError(
+                f"max_length is {self.max_length}", expected=f"{ADDED_TOKENS + 2} or more"
+            )
         if self.width % self.heads:
             raise InputError(
                 f"width {self.width} cannot be divided among {self.heads} heads",

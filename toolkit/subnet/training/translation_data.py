@@ -5,7 +5,7 @@ Texts are split by what they mean: what is tested was trained in no direction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +106,7 @@ def read_translations(
     path: str | Path,
     *,
     directions: Sequence[str] | None = None,
+    tested_only: Collection[str] = (),
     test_share: float = 0.2,
     validation_share: float = 0.1,
     seed: int = 0,
@@ -122,6 +123,7 @@ def read_translations(
         path: File or folder.
         directions: Which to keep, in this order; None for all. Other labels of the same languages
             are understood, and these are taken.
+        tested_only: Those of them that need no rows to train on.
         test_share: Share of the meanings that is tested, where the files have no split.
         validation_share: Share of them that neither training nor tests see.
         seed: Seed of the split.
@@ -142,7 +144,8 @@ def read_translations(
     kept = {part: _relabelled(rows, labels) for part, rows in parts.items()}
     for label in wanted:
         for part in ("train", "test"):
-            if not any(row["language"] == label for row in kept[part]):
+            needed = part == "test" or label not in tested_only
+            if needed and not any(row["language"] == label for row in kept[part]):
                 raise MissingInputError(
                     f"has no row of {label} to {part}",
                     path=place,

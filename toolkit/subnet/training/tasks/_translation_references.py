@@ -16,6 +16,47 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+#: Column of the table of a direction to what it is a value of, and to its column of a signature.
+_ROWS = {
+    "reference_language_accuracy": ("reference", "language_accuracy", ""),
+    "target_cut_share": ("reference", "cut_share", ""),
+    "copy_language_accuracy": ("copy", "language_accuracy", ""),
+    "copy_chrf": ("copy", "chrf", "chrf_signature"),
+    "copy_bleu": ("copy", "bleu", "bleu_signature"),
+    "copy_share": ("copy", "equal_share", ""),
+    "source_cut_share": ("copy", "cut_share", ""),
+}
+
+
+def baseline_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of `Translation.references`, a row for each direction, baseline and metric.
+
+    Args:
+        table: One row per direction.
+
+    Returns:
+        language, baseline (`reference` or `copy`), metric (named as in `scores.csv` where it is one
+        of those), value, n, signature, reason.
+    """
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            {
+                "language": row["language"],
+                "baseline": baseline,
+                "metric": metric,
+                "value": row[column],
+                "n": row["n"],
+                "signature": row[signature] if signature else "",
+                "reason": row["reason"] if metric == "language_accuracy" else "",
+            }
+            for row in table.to_dict(orient="records")
+            for column, (baseline, metric, signature) in _ROWS.items()
+        ]
+    )
+
+
 def reference_table(
     pairs: Sequence[Pair], encoder: PairEncoder, among: Sequence[str] | None
 ) -> pd.DataFrame:

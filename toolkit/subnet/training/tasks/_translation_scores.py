@@ -73,9 +73,7 @@ def signatures(tokenizer: str) -> dict[str, str]:
     }  # fmt: skip
     found = {}
     for name, metric in metrics.items():
-        metric.sentence_score(
-            "a", ["a"]
-        )  # a metric knows its signature once it has seen references
+        metric.corpus_score(["a"], [["a"]])  # which it knows once it has seen references
         found[name] = str(metric.get_signature().format())
     return found
 

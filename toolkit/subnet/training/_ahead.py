@@ -1,0 +1,73 @@
+"""What is told before any training: batches that cannot be made, weights that are NaN."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from subnet.errors import InputError
+from subnet.training._processes import n_processes
+from subnet.training.config import TrainingConfig
+from subnet.training.corpora import Corpus
+
+
+def check_batches(config: TrainingConfig, corpus: Corpus) -> None:
+    """Refuse batches that cannot be divided among passes, processes or languages.
+
+    Raises:
+        InputError: Says which setting, and what would do.
+    """
+    counts = Counter(row["language"] for row in corpus.train)
+    base, least = config.base, min(corpus.names, key=lambda label: counts[label])
+    divided = [("training", config.training.batch_size, n_processes() * config.training.passes)]
+    if base.steps and base.method == "plain":
+        divided.append(("base", base.batch_size, n_processes() * base.passes))
+    for name, size, parts in divided:
+        if size % parts:
+            raise InputError(
+                f"{name}.batch_size is {size}, and a batch of {size} cannot be divided among "
+                f"{n_processes()} processes in {parts // n_processes()} passes",
+                expected=f"a multiple of {parts}",
+            )
+    if not base.steps or base.method == "plain":
+        return
+    if len(corpus.names) < 2:
+        raise InputError(
+            f"base.method is {base.method!r}, and one language is trained",
+            expected="two or more, or base.method = 'plain'",
+        )
+    needed, what = base.support + base.query, "base.support and base.query"
+    if base.method == "pcgrad":
+        if base.batch_size % len(corpus.names):
+            raise InputError(
+                f"base.batch_size is {base.batch_size}, and a batch of {base.batch_size} cannot be "
+                f"divided among {len(corpus.names)} languages",
+                expected=f"a multiple of {len(corpus.names)}",
+            )
+        needed, what = base.batch_size // len(corpus.names), "its part of base.batch_size"
+    if counts[least] < needed:
+        raise InputError(
+            f"{least} has {counts[least]} examples to train on",
+            expected=f"{needed} or more, for {what}",
+            fix="add some, or ask for fewer at a time",
+        )
+
+
+def check_finite(model: Any, place: str | Path) -> None:
+    """Refuse weights that are no numbers, as a training that diverged leaves them.
+
+    Raises:
+        InputError: Says which tensor.
+    """
+    import torch
+
+    for name, value in model.state_dict().items():
+        wrong = int((~torch.isfinite(value)).sum()) if value.is_floating_point() else 0
+        if wrong:
+            raise InputError(
+                f"the tensor {name} holds {wrong} values that are NaN or infinite",
+                path=place,
+                expected="finite weights",
+                fix="the training of this model diverged: take an earlier checkpoint",
+            )
