@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.api as sm
+from scipy import stats
 
 import subnet
 from knowledge_loss_runs import LANGUAGES, LATIN, write_runs
@@ -209,6 +210,34 @@ def test_at_equal_score_it_is_the_intercept_of_a_regression_on_the_difference_in
     same = study.answers.mean_given(pd.Series(0.0, index=labels), None)
     assert same["value"] == 0
     assert same["reason"] == "the same difference in every language"
+
+
+def test_over_orders_is_students_interval_of_what_each_order_alone_gives(study, planted):
+    out, read, answers = planted
+    lost = {}
+    for cell, part in (("full-r8", "ranks"), ("partial-r8", "sharing")):
+        for scores, order in raw(out, part, cell).values():
+            rises = {
+                language: scores.loc[len(order), language] - scores.loc[turn, language]
+                for turn, language in enumerate(order, start=1)
+                if turn < len(order)
+            }
+            lost.setdefault(tuple(order), {}).setdefault(cell, []).append(pd.Series(rises))
+    means = [
+        (sum(cells["full-r8"]) / len(cells["full-r8"])).mean()
+        - (sum(cells["partial-r8"]) / len(cells["partial-r8"])).mean()
+        for cells in lost.values()
+    ]
+    assert len(means) > 1
+    low, high = stats.t.interval(0.95, len(means) - 1, loc=np.mean(means), scale=stats.sem(means))
+    row = one(
+        answers.contrasts, first="full-r8", second="partial-r8", role="receiver", metric="loss",
+        equal="steps", of="mean",
+    )  # fmt: skip
+    assert (row["orders_low"], row["orders_high"]) == pytest.approx((low, high), rel=1e-3)
+    alone = replace(read, orders=dict(list(read.orders.items())[:1]))
+    assert len(alone.of_each_order()) == 1
+    assert np.isnan(study.answers.over_orders(np.ones((1, 3)))[0]).all()
 
 
 def test_q_values_are_over_all_rows_but_the_headlines(planted):

@@ -299,7 +299,7 @@ def test_the_settings_file_says_what_was_trained(demo: Path, run: dict) -> None:
         assert settings["stages"][folder] == {
             "learning_rate": 0.02,
             "steps": 3,
-            "optimizer": "adamw_torch",
+            "optimizer": "adamw_torch_fused",
             "examples": sum(example["language"] == folder[3:] for example in train),
         }
 

@@ -46,6 +46,8 @@ CONTRASTS: tuple[tuple[str, str], ...] = (
 WITHIN = "other scripts only: three bytes minus two"
 _LONG = 2.4
 
+_GROUP = ("cell", "role", "metric", "measure")
+_RUNG = ("role", "metric", "measure", "given")
 _CONTRAST = ("first", "second", "role", "metric", "measure", "equal", "of")
 _TESTED = ("value", "ci_low", "ci_high", "p_value", "variance_inflation")
 
@@ -53,6 +55,10 @@ _TESTED = ("value", "ci_low", "ci_high", "p_value", "variance_inflation")
 @dataclass(frozen=True)
 class Answers:
     """What came out.
+
+    Intervals `ci_low` to `ci_high` and p-values are about languages: what other languages could
+    have given, in the runs as they were. `orders_low` to `orders_high` is about training: what
+    other orders of the same languages could have given, from the values of each order alone.
 
     Attributes:
         groups: One row per cell, role, metric and measure: difference between the groups in the
@@ -73,7 +79,18 @@ class Answers:
 
 def answer(study: Study, *, n_permutations: int = 4999, seed: int = 0) -> Answers:
     """Answer all questions; q-values are over every row of the first three tables but headlines."""
-    drawn = {"n_permutations": n_permutations, "seed": seed}
+    tables = _tables(study, {"n_permutations": n_permutations, "seed": seed})
+    alone = [_tables(part, {"n_permutations": 1, "seed": seed}) for part in study.of_each_order()]
+    for number, keys in enumerate((_GROUP, _CONTRAST, _RUNG)):
+        table, index = tables[number], pd.MultiIndex.from_frame(tables[number][list(keys)])
+        values = [found[number].set_index(list(keys))["value"].reindex(index) for found in alone]
+        table["orders_low"], table["orders_high"] = over_orders(np.array(values, dtype=float))
+    _correct(tables)
+    return Answers(*tables, inflation=_inflation(study))
+
+
+def _tables(study: Study, drawn: Mapping[str, int]) -> list[pd.DataFrame]:
+    """The first three tables."""
     tables = [
         pd.DataFrame(_groups(study, drawn)),
         pd.DataFrame(_contrasts(study, drawn)),
@@ -81,8 +98,19 @@ def answer(study: Study, *, n_permutations: int = 4999, seed: int = 0) -> Answer
     ]
     if tables[1].empty:  # one cell only
         tables[1] = pd.DataFrame(columns=[*_CONTRAST, *_TESTED, "reason"], dtype=object)
-    _correct(tables)
-    return Answers(*tables, inflation=_inflation(study))
+    return tables
+
+
+def over_orders(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % interval of the mean of the values of single orders [orders, rows]: Student's t.
+
+    Undefined for a single order, and where an order has no value.
+    """
+    n = len(values)
+    if n < 2:
+        return (np.full(values.shape[1], np.nan),) * 2
+    half = stats.t.ppf(0.975, n - 1) * values.std(axis=0, ddof=1) / n**0.5
+    return values.mean(axis=0) - half, values.mean(axis=0) + half
 
 
 def headline(answers: Answers, role: str) -> pd.Series:
@@ -145,9 +173,8 @@ def _contrasts(study: Study, drawn: Mapping[str, int]) -> Iterator[dict[str, Any
                 # The later its turn, the less there was to lose, in either cell.
                 position = values_of(study, first, role, metric, measure)[["position"]]
                 for at, covariates in (("steps", None), ("score", turn.to_frame())):
-                    yield {
-                        **label, "equal": at, "of": "mean", **mean_given(paired, covariates),
-                    }  # fmt: skip
+                    mean = mean_given(paired, covariates, drawn["n_permutations"])
+                    yield {**label, "equal": at, "of": "mean", **mean}
                     yield {
                         **label, "equal": at, "of": "group",
                         **_tested(
@@ -216,7 +243,9 @@ def _inflation(study: Study) -> pd.DataFrame:
     )
 
 
-def mean_given(paired: pd.Series, covariates: pd.DataFrame | None) -> dict[str, Any]:
+def mean_given(
+    paired: pd.Series, covariates: pd.DataFrame | None, n_permutations: int = 4999
+) -> dict[str, Any]:
     """Mean of paired differences over languages, or their value where a covariate's is 0.
 
     The intercept of the differences on the covariates, with its HC3 error and t interval. At equal
@@ -239,7 +268,8 @@ def mean_given(paired: pd.Series, covariates: pd.DataFrame | None) -> dict[str, 
     stderr = float(np.sqrt((inverse @ (weighted.T @ weighted) @ inverse)[0, 0]))
     if covariates is None:
         test = stats.permutation_test(
-            (y,), np.mean, permutation_type="samples", n_resamples=4999, vectorized=True,
+            (y,), np.mean, permutation_type="samples", n_resamples=n_permutations,
+            vectorized=True,
             rng=np.random.default_rng(0),
         )  # fmt: skip
         p_value = float(test.pvalue)

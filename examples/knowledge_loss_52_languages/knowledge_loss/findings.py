@@ -91,7 +91,8 @@ def _headlines(answers: Answers) -> Iterator[str]:
         yield (
             f"- {role.capitalize()}s. {verdict(row, role)} {_WHAT[role]} in "
             f"`{HEADLINE_CELL}`: {_numbers(row, HEADLINE_METRIC)}, p = {_p(row['p_value'])}, "
-            f"{row['n_members']} against {row['n_others']} languages, permutation over languages."
+            f"{row['n_members']} against {row['n_others']} languages, permutation over languages"
+            f"{_over_orders(row)}."
         )
 
 
@@ -122,7 +123,9 @@ def _sharing(answers: Answers) -> Iterator[str]:
         "`equal = score`: at equal score just after the own turn, by holding the difference of "
         "that score fixed at 0. Where nothing is shared nothing can be lost: `none` is 0 by "
         "construction. As donors, `none` and `partial` are compared with the start, those of "
-        "`full` with the stage before."
+        "`full` with the stage before. p, q and the first interval say what other languages could "
+        "have given in these very runs; a difference between two ways of training must also hold "
+        "over orders."
     )
     rows = answers.contrasts[answers.contrasts["metric"] == HEADLINE_METRIC]
     yield _table(rows, ("first", "second", "role", "equal", "of"))
@@ -175,19 +178,29 @@ def _collinearity(study: Study, answers: Answers) -> str:
 
 
 def _table(rows: pd.DataFrame, labels: Sequence[str], *, extra: str = "") -> str:
-    heads = [*labels, "difference", "95 % interval", "p", "q", *(["VIF"] if extra else [])]
+    heads = [
+        *labels, "difference", "95 % over languages", "p", "q", "95 % over orders",
+        *(["VIF"] if extra else []),
+    ]  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for _, row in rows.iterrows():
-        interval = (
-            f"[{_signed(row['ci_low'])}, {_signed(row['ci_high'])}]"
-            if math.isfinite(row["ci_low"])
-            else row["reason"]
-        )
+        interval = _interval(row, "ci") or row["reason"]
         cells = [str(row[label]) for label in labels]
         cells += [_signed(row["value"]), interval, _p(row["p_value"]), _q(row)]
+        cells.append(_interval(row, "orders"))
         cells += [f"{row[extra]:.1f}" if extra and math.isfinite(row[extra]) else ""] * bool(extra)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _interval(row: Any, name: str) -> str:
+    low, high = float(row[f"{name}_low"]), float(row[f"{name}_high"])
+    return f"[{_signed(low)}, {_signed(high)}]" if math.isfinite(low) else ""
+
+
+def _over_orders(row: Any) -> str:
+    interval = _interval(row, "orders")
+    return f"; over orders {interval}" if interval else ""
 
 
 def _q(row: Any) -> str:
@@ -197,8 +210,7 @@ def _q(row: Any) -> str:
 def _numbers(row: Any, metric: str) -> str:
     if not math.isfinite(row["value"]):
         return str(row["reason"])
-    interval = f"[{_signed(row['ci_low'])}, {_signed(row['ci_high'])}]"
-    return f"{_signed(row['value'])}{_UNIT.get(metric, '')} {interval}"
+    return f"{_signed(row['value'])}{_UNIT.get(metric, '')} {_interval(row, 'ci')}"
 
 
 def _signed(value: float) -> str:

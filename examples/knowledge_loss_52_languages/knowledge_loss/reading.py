@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +35,25 @@ class Study:
         outcomes: One row per cell, metric, measure and language: `cell, role, metric, measure,
             language, value, position, runs`. `value` is the mean over orders and seeds, `position`
             the mean position of the language in the orders that it is a mean of.
+        single: The same of single runs, in the column `run`.
         languages: One row per language: script, `latin`, and what else differs.
         orders: Run to the languages in order.
         settings: The configuration, as it was resolved.
     """
 
     outcomes: pd.DataFrame
+    single: pd.DataFrame
     languages: pd.DataFrame
     orders: Mapping[str, tuple[str, ...]]
     settings: Mapping[str, object]
+
+    def of_each_order(self) -> list[Study]:
+        """What it would be with the runs of one order of languages alone."""
+        runs: dict[tuple[str, ...], list[str]] = {}
+        for run, order in self.orders.items():
+            runs.setdefault(order, []).append(run)
+        parts = [self.single[self.single["run"].isin(names)] for names in runs.values()]
+        return [replace(self, outcomes=averaged(part), single=part) for part in parts]
 
 
 def read_study(cells: Mapping[str, Path]) -> Study:
@@ -57,7 +67,7 @@ def read_study(cells: Mapping[str, Path]) -> Study:
         forgetting = subnet.measure_forgetting(
             checkpoint.scores, reference=pd.read_csv(reference) if reference.is_file() else None
         )
-        tables.append(cell_outcomes(name, forgetting, _transfer(path, forgetting.runs)))
+        tables.append(run_outcomes(name, forgetting, _transfer(path, forgetting.runs)))
         measured[name] = forgetting
         if confounds.empty:
             confounds = measure_confounds(checkpoint).frame
@@ -68,13 +78,23 @@ def read_study(cells: Mapping[str, Path]) -> Study:
     for metric in first.metrics:
         languages[f"baseline_{metric}"] = first.baseline(metric)
     orders = {run: tuple(order) for run, order in record["orders"].items()}
-    return Study(pd.concat(tables, ignore_index=True), languages, orders, record["settings"])
+    single = pd.concat(tables, ignore_index=True)
+    return Study(averaged(single), single, languages, orders, record["settings"])
 
 
-def cell_outcomes(
+def averaged(single: pd.DataFrame) -> pd.DataFrame:
+    """One value per cell, measure and language: the mean over runs."""
+    keys = ["cell", "role", "metric", "measure", "language"]
+    found = single.groupby(keys, sort=False).agg(
+        value=("value", "mean"), position=("position", "mean"), runs=("run", "nunique")
+    )
+    return found.reset_index()
+
+
+def run_outcomes(
     cell: str, forgetting: Forgetting, transfer: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """One value per language and measure, the mean over runs.
+    """One value per run, language and measure.
 
     Args:
         cell: Its name.
@@ -104,13 +124,7 @@ def cell_outcomes(
         ],
         columns=["run", "language", "position"],
     ).drop_duplicates(["run", "language"])
-    every = every.merge(turns, on=["run", "language"])
-    keys = ["role", "metric", "measure", "language"]
-    found = every.groupby(keys, sort=False).agg(
-        value=("value", "mean"), position=("position", "mean"), runs=("run", "nunique")
-    )
-    found.insert(0, "cell", cell)
-    return found.reset_index()
+    return every.merge(turns, on=["run", "language"]).assign(cell=cell)
 
 
 def _chosen(frame: pd.DataFrame, source: str, name: str, sign: float, role: str) -> pd.DataFrame:

@@ -40,7 +40,7 @@ class Recipe:
     warmup: float = 0.0
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    optimizer: str = "adamw_torch"
+    optimizer: str = "adamw_torch_fused"
     precision: str = "float32"
     passes: int = 1
     gradient_checkpointing: bool = False
