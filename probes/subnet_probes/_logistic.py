@@ -93,7 +93,7 @@ def fit_logistic(
 
 
 class _State:
-    """Weights u [p, k, width], biases [p, k] and values at the examples [p, k, m] of p fits."""
+    """Weights u [p, k, width], biases [p, k] and logits of the examples [p, k, m] of p fits."""
 
     def __init__(
         self, design: Design, targets: Floats, share: Floats, present: Any, curvature: Any
@@ -101,44 +101,46 @@ class _State:
         self.design, self.targets = design, targets
         p, k, m = targets.shape
         self.u = np.zeros((p, k, design.width), dtype=targets.dtype)
-        self.values = np.zeros_like(targets)
         log_share = np.log(np.where(present, share, 1))
         self.bias = np.where(present, log_share, 0).astype(targets.dtype)
         self.absent = np.where(present, 0, -1e30).astype(targets.dtype)[..., None]
         self.bias_step = 1 / (curvature * m)
         self.n_iter = np.zeros(p, dtype=np.intp)
-        self.residuals = self._probabilities(self.values + self.bias[..., None]) - targets
+        self.logits = np.zeros_like(targets) + self.bias[..., None] + self.absent
+        self.residuals = _softmax(self.logits) - targets
 
     def descend(self, tol: float, max_iter: int) -> None:
         """Take steps until no fit has more than `tol` nats to gain."""
         pairs: list[tuple[Floats, ...]] = []
         running = np.ones(len(self.u), dtype=bool)
+        g, g_bias = self._gradient()
         while True:
-            g, g_bias = self._gradient(), self.residuals.sum(axis=-1)
             d, dual, d_bias = self._direction(g, g_bias, pairs)
             decrement = -_dot(g, dual) - _dot(g_bias, d_bias)
             running &= (decrement > 2 * tol) & (self.n_iter < max_iter)
             if not running.any():
                 return
             self.n_iter += running
-            values = self.design.values(d, dual)
-            length = self._line_search(d, values, dual, d_bias, decrement, running)
+            change = self.design.values(d, dual) + d_bias[..., None]
+            length, probabilities = self._line_search(d, change, dual, decrement, running)
             t = length[:, None, None]
             s, s_bias = t * d, length[:, None] * d_bias
             s_dual = s if dual is d else t * dual
             self.u = self.u + s
-            self.values = self.values + t * values
             self.bias = self.bias + s_bias
-            probabilities = self._probabilities(self.values + self.bias[..., None])
+            self.logits = self.logits + t * change
             self.residuals = probabilities - self.targets
-            y, y_bias = self._gradient() - g, self.residuals.sum(axis=-1) - g_bias
+            before, before_bias = g, g_bias
+            g, g_bias = self._gradient()
+            y, y_bias = g - before, g_bias - before_bias
             curved = _dot(y, s_dual) + _dot(y_bias, s_bias)
             usable = curved > 0
             rho = np.where(usable, 1 / np.where(usable, curved, 1), 0).astype(t.dtype)
             pairs = [*pairs[-_MEMORY + 1 :], (s, s_dual, s_bias, y, y_bias, rho)]
 
-    def _gradient(self) -> Floats:
-        return self.design.gradient(self.residuals, self.u)
+    def _gradient(self) -> tuple[Floats, Floats]:
+        """By the weights and by the biases."""
+        return self.design.gradient(self.residuals, self.u), self.residuals.sum(axis=-1)
 
     def _direction(
         self, g: Floats, g_bias: Floats, pairs: list[tuple[Floats, ...]]
@@ -160,25 +162,32 @@ class _State:
         return d, dual, d_bias
 
     def _line_search(
-        self, d: Floats, values: Floats, dual: Floats, d_bias: Floats, decrement: Floats,
-        running: NDArray[np.bool_],
-    ) -> Floats:  # fmt: skip
+        self, d: Floats, change: Floats, dual: Floats, decrement: Floats, running: NDArray[np.bool_]
+    ) -> tuple[Floats, Floats]:
         """Lengths [p] at which the derivative along the line is nearly 0; 0 where not running.
 
         Along a line the loss is convex: Newton's method between the two sides of the minimum.
+
+        Args:
+            d: Direction.
+            change: Of the logits, for a length of 1.
+            dual: Of the direction.
+            decrement: Minus the derivative at the start.
+            running: Which fits take a step.
+
+        Returns:
+            Lengths, and the probabilities there.
         """
-        change = values + d_bias[..., None]
-        start = self.values + self.bias[..., None]
         penalty = self.design.penalty[:, 0, 0]
         slope, bend = penalty * _dot(self.u, dual), penalty * _dot(d, dual)
-        t = np.ones(len(d), dtype=d.dtype)
+        t = running.astype(d.dtype)
         low, high = np.zeros_like(t), np.full_like(t, np.inf)
         for _ in range(_TRIALS):
-            p = self._probabilities(start + t[:, None, None] * change)
+            p = _softmax(self.logits + t[:, None, None] * change)
             first = _dot(p - self.targets, change) + slope + t * bend
-            settled = (first <= 0.1 * decrement) & (first >= -0.3 * decrement)
-            if (settled | ~running).all():
-                break
+            settled = ~running | ((first <= 0.1 * decrement) & (first >= -0.3 * decrement))
+            if settled.all():
+                return t, p
             weighted = p * change
             second = _dot(weighted, change) - (weighted.sum(axis=1) ** 2).sum(axis=-1) + bend
             low, high = np.where(first < 0, t, low), np.where(first > 0, t, high)
@@ -186,14 +195,17 @@ class _State:
             inside = (wanted > low) & (wanted < high)
             middle = np.where(np.isfinite(high), (low + high) / 2, 2 * t)
             t = np.where(settled, t, np.where(inside, wanted, middle)).astype(t.dtype)
-        return np.where(running, t, 0).astype(t.dtype)
+        return t, _softmax(self.logits + t[:, None, None] * change)
 
-    def _probabilities(self, logits: Floats) -> Floats:
-        logits = logits + self.absent
-        found = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return np.asarray(found / found.sum(axis=1, keepdims=True))
+
+def _softmax(logits: Floats) -> Floats:
+    """Over the classes, [p, k, m]."""
+    found = logits - logits.max(axis=1, keepdims=True)
+    np.exp(found, out=found)
+    found /= found.sum(axis=1, keepdims=True)
+    return np.asarray(found)
 
 
 def _dot(a: Floats, b: Floats) -> Floats:
     """[p], inner products over all but the first axis."""
-    return np.asarray(np.einsum("pi,pi->p", a.reshape(len(a), -1), b.reshape(len(b), -1)))
+    return np.asarray((a.reshape(len(a), 1, -1) @ b.reshape(len(b), -1, 1))[:, 0, 0])
