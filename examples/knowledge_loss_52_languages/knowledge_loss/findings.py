@@ -64,7 +64,8 @@ def _what_was_run(study: Study) -> Iterator[str]:
         (study.outcomes["measure"] == "own_gain") & (study.outcomes["cell"] == HEADLINE_CELL)
     ].groupby("metric")["value"].mean()  # fmt: skip
     model = s["model"]
-    size = model["name"] or (
+    name = Path(model["name"])
+    size = (name.name if name.is_absolute() else model["name"]) or (
         f"{model['layers']} layers of width {model['width']}, byte-level, from random weights"
     )
     yield (
