@@ -26,7 +26,7 @@ class ProbeSettings:
         max_examples: Most items of a probe, drawn as whole groups; None for all.
         n_resamples: Bootstrap resamples of groups behind every interval.
         n_jobs: Processes that fit at a time, as joblib counts them (−1: one per core); one by
-            default. They take two seconds to start; `joblib.parallel_config` sets another backend.
+            default. They take some seconds to start; `joblib.parallel_config` sets another backend.
     """
 
     folds: int = 5

@@ -228,11 +228,11 @@ def _given(config: TrainingConfig, root: Path) -> list[str]:
 
 def _identity(folder: Path) -> str:
     """What makes two bases the same: the folder's name, and its content."""
-    from subnet.checkpoint.tensors import has_model, open_model_store
+    from subnet.checkpoint.base import Bases
 
-    if not has_model(folder):
-        return ""
-    return f"{folder.name} ({open_model_store(folder).fingerprint()})"
+    bases = Bases()
+    store = bases.store(folder)
+    return "" if store is None else bases.fingerprint(store)
 
 
 def _others(masks: Masks, known: Sequence[str]) -> list[Subnetwork]:

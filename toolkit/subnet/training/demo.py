@@ -47,8 +47,7 @@ def run_demo(
     is done, `run.json` with every seed and setting. A demo that was stopped goes on where it was
     when it is called again with the same arguments; one that is complete is left as it is. The same
     seed, settings, library versions and number of threads give the same bytes on a CPU. On two
-    cores the twelve default languages take about a minute and a half, the 52 of `"all"` much
-    longer.
+    cores the twelve default languages take two to three minutes, the 52 of `"all"` much longer.
 
     Args:
         directory: Where to write.

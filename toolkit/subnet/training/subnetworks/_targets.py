@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from subnet.errors import InputError, NotComparableError
-from subnet.model import base_modules, base_parameters, find_units
+from subnet.model import base_modules, base_parameters, covered_parameters, find_units
 from subnet.model.units import Sharing
 from subnet.subnetwork import Subnetwork, factor_masks, gradient_masks
 
@@ -56,10 +56,10 @@ def masks_of(
     live = dict(model.named_parameters())
     names = {id(parameter): name for name, parameter in live.items()}
     known = {**base_parameters(model), **live}
+    shapes = {given: tuple(selected.shape) for given, selected in wanted.items()}
+    parameters = covered_parameters(model, shapes, what, among=known)
     for given, selected in wanted.items():
-        parameter = known.get(given)
-        if parameter is None or tuple(parameter.shape) != tuple(selected.shape):
-            raise _not_here(what, given, selected, parameter, model, known)
+        parameter = parameters[given]
         if selected.dtype != torch.bool:
             raise InputError(
                 f"{what} holds {str(selected.dtype).removeprefix('torch.')} values for {given}",
@@ -152,23 +152,3 @@ def _of_subnetwork(model: nn.Module, subnetwork: Subnetwork, shared: Sharing) ->
             expected="a LoRA on them",
         )
     return found
-
-
-def _not_here(
-    what: str,
-    given: str,
-    selected: Tensor,
-    parameter: Tensor | None,
-    model: nn.Module,
-    known: Iterable[str],
-) -> NotComparableError:
-    if parameter is None:
-        near = difflib.get_close_matches(given, list(known), n=1)
-        has, fix = "no such parameter", f"did you mean {near[0]}?" if near else None
-    else:
-        has, fix = f"it as {list(parameter.shape)}", None
-    return NotComparableError(
-        f"{what} covers {given} {list(selected.shape)}, and {type(model).__name__} has {has}",
-        expected="a mask of this model's base",
-        fix=fix,
-    )
