@@ -163,7 +163,12 @@ def test_a_planted_help_is_found_in_the_donors(study, tmp_path):
     text = study.findings.write_findings(read, answers)
     assert "appears: Latin-script languages help the others more" in text
     assert "No finding: whether non-Latin-script languages lose more" in text
-    turned = {**row, "value": -row["value"], "ci_low": -row["ci_high"], "ci_high": -row["ci_low"]}
+    turned = {
+        **row,
+        "value": -row["value"],
+        **{f"{name}_low": -row[f"{name}_high"] for name in ("ci", "orders")},
+        **{f"{name}_high": -row[f"{name}_low"] for name in ("ci", "orders")},
+    }
     harmed = study.findings.verdict(turned, "donor")
     assert harmed == (
         "The opposite of the published direction appears: non-Latin-script languages help the "
@@ -287,6 +292,25 @@ def test_shuffled_scripts_give_a_headline_about_as_often_as_chance_allows(study,
     for count in counts.values():
         assert 0.02 <= count / n <= 0.08
     assert 0.03 <= sum(counts.values()) / (2 * n) <= 0.07
+
+
+@pytest.mark.parametrize(
+    ("orders", "found"),
+    [
+        ((0.01, 0.05), "appears: non-Latin-script languages lose more."),
+        ((np.nan, np.nan), "appears: non-Latin-script languages lose more."),
+        ((-0.01, 0.07), "No finding beyond these runs: in them non-Latin-script languages lose"),
+        ((-0.05, -0.01), "No finding beyond these runs: in them non-Latin-script languages lose"),
+    ],
+)
+def test_a_difference_over_languages_alone_is_no_finding(study, orders, found):
+    row = {
+        "value": 0.03, "p_value": 0.001, "q_value": 0.001, "ci_low": 0.02, "ci_high": 0.04,
+        "orders_low": orders[0], "orders_high": orders[1], "reason": "",
+    }  # fmt: skip
+    assert found in study.findings.verdict(row, "receiver")
+    assert study.findings.is_finding(row, corrected=True) == ("appears" in found)
+    assert not study.findings.is_finding(row | {"q_value": 0.06}, corrected=True)
 
 
 def test_a_run_without_difference_prints_no_finding(study, unplanted):

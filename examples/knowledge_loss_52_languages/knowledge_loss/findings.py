@@ -31,10 +31,20 @@ _WHAT = {
 _UNIT = {"loss": " nats", "accuracy": "", "macro_f1": ""}
 
 
-def is_finding(row: Any, *, corrected: bool) -> bool:
-    """Whether p (or q) is at most .05 and the interval lies on one side of 0."""
+def differs(row: Any, *, corrected: bool) -> bool:
+    """Whether p (or q) over languages is at most .05 and their interval lies on one side of 0."""
     level = row["q_value"] if corrected else row["p_value"]
     return bool(level <= ALPHA and (row["ci_low"] > 0 or row["ci_high"] < 0))
+
+
+def is_finding(row: Any, *, corrected: bool) -> bool:
+    """Whether it differs over languages, and over orders lies on the same side of 0.
+
+    With a single order there is no second interval, and languages decide alone.
+    """
+    low, high = row["orders_low"], row["orders_high"]
+    same = not math.isfinite(low) or (low > 0 if row["value"] > 0 else high < 0)
+    return differs(row, corrected=corrected) and bool(same)
 
 
 def verdict(row: Any, role: str, *, corrected: bool = False) -> str:
@@ -42,8 +52,11 @@ def verdict(row: Any, role: str, *, corrected: bool = False) -> str:
     published, opposite = _CLAIM[role]
     if not math.isfinite(row["value"]):
         return f"Undefined: {row['reason']}."
-    if not is_finding(row, corrected=corrected):
+    if not differs(row, corrected=corrected):
         return f"No finding: whether {published} cannot be said from this run."
+    if not is_finding(row, corrected=corrected):
+        seen = published if row["value"] > 0 else opposite
+        return f"No finding beyond these runs: in them {seen}; over orders it may be otherwise."
     if row["value"] > 0:
         return f"The published direction appears: {published}."
     return f"The opposite of the published direction appears: {opposite}."
@@ -100,13 +113,15 @@ def _headlines(answers: Answers) -> Iterator[str]:
 def _others(answers: Answers) -> Iterator[str]:
     rest = answers.groups[~answers.groups["headline"]]
     tested = rest[rest["p_value"].notna()]
+    apart = tested[[differs(row, corrected=True) for _, row in tested.iterrows()]]
     found = tested[[is_finding(row, corrected=True) for _, row in tested.iterrows()]]
     with_it = found[found["value"] > 0]
     yield (
         f"**All other outcomes** (loss, accuracy, macro-F1; absolute, relative to the earlier "
-        f"score and to its distance to chance; every cell): of {len(tested)} tested, {len(found)} "
-        f"differ between the groups at q ≤ {ALPHA} (Benjamini–Hochberg), {len(with_it)} of them in "
-        f"the published direction. Those on `{HEADLINE_CELL}`, absolute and relative:"
+        f"score and to its distance to chance; every cell): of {len(tested)} tested, {len(apart)} "
+        f"differ between the groups at q ≤ {ALPHA} over languages (Benjamini–Hochberg); "
+        f"{len(found)} of these do so over orders too, {len(with_it)} in the published direction. "
+        f"Those on `{HEADLINE_CELL}`, absolute and relative:"
     )
     here = answers.groups[answers.groups["cell"] == HEADLINE_CELL]
     stated = [
