@@ -2,7 +2,8 @@
 
     python benchmarks/training.py            # minutes
     python benchmarks/training.py --quick    # a small model, seconds
-    python benchmarks/training.py --optimizer adamw_torch_fused
+    python benchmarks/training.py --optimizer adamw_torch
+    python benchmarks/training.py --batch 64   # more tokens a step
 
 All ways train the same encoder on the same batches for the same number of steps, one after another
 in each round, in an order that is drawn anew for every round, all in one process. A ratio is that
@@ -230,9 +231,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small model, seconds")
     parser.add_argument("--rounds", type=int, help="how often everything is trained")
     parser.add_argument("--optimizer", default=Recipe(steps=1).optimizer, help="of all ways alike")
+    parser.add_argument("--batch", type=int, help="examples of a step")
     options = parser.parse_args()
     sizes = QUICK if options.quick else FULL
-    sizes = replace(sizes, rounds=options.rounds or sizes.rounds)
+    sizes = replace(
+        sizes, rounds=options.rounds or sizes.rounds, batch=options.batch or sizes.batch
+    )
     parameters = sum(p.numel() for p in encoder(sizes).parameters())
     print(
         f"{parameters / 1e6:.1f} million parameters (width {sizes.width}, {sizes.layers} layers), "

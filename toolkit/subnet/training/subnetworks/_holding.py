@@ -13,7 +13,7 @@ from subnet.errors import InputError
 #: and of float32 the same memory.
 _FEW = 0.4
 #: Weights of each thread at a time, so that what is computed between stays in its cache.
-_PIECE = 1 << 17
+_PIECE = 1 << 16
 #: Bytes of a number to the integers whose bits stand for its own.
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -23,8 +23,8 @@ class Held:
 
     Works on bit patterns. Where up to two fifths are outside, their places are listed and their
     values kept (8 bytes and a weight for each). Else the mask becomes a byte per weight, all ones
-    inside, and the parameter is copied with zeros inside: `(weight & mask) | copy` puts back what
-    is outside. Unlike choosing by booleans, this takes no branches that a processor must guess.
+    inside, and the parameter is copied: `((weight ^ copy) & mask) ^ copy` puts back what is
+    outside. Unlike choosing by booleans, this takes no branches that a processor must guess.
 
     Args:
         parameter: The live parameter.
@@ -65,8 +65,7 @@ class Held:
         if self._parameter not in self._copies:
             self._copies[self._parameter] = torch.empty_like(self._parameter, requires_grad=False)
         self._outside = _bits(self._copies[self._parameter])
-        for value, inside, kept in pieces(values, self._inside, self._outside):
-            torch.bitwise_and(value, ~inside, out=kept)
+        self._outside.copy_(values)
 
     def restore(self) -> None:
         """Put back what was outside, bitwise."""
@@ -76,7 +75,7 @@ class Held:
             values.index_copy_(0, self._places, self._outside)
             return
         for value, inside, kept in pieces(values, self._inside, self._outside):
-            value.bitwise_and_(inside).bitwise_or_(kept)
+            value.bitwise_xor_(kept).bitwise_and_(inside).bitwise_xor_(kept)
 
     def changed(self) -> bool:
         """Whether any bit outside differs from what was remembered."""
@@ -84,8 +83,8 @@ class Held:
         values = _bits(self._parameter)
         if self._places is not None:
             return not torch.equal(self._outside, values[self._places])
-        return not all(
-            torch.equal(value & ~inside, kept)
+        return any(
+            bool(((value ^ kept) & ~inside).any())
             for value, inside, kept in pieces(values, self._inside, self._outside)
         )
 
