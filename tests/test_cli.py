@@ -424,3 +424,14 @@ def test_runs_in_folders_of_one_name_are_extracted(subnet, arc, tmp_path):
 def test_names_are_not_folded_in_a_pipe(subnet, arc):
     _, out, _ = subnet("relate", "arc", *FAST)
     assert "subspace_similarity_right" in out
+
+
+@pytest.mark.parametrize(("asked", "calls"), [(None, [1]), ("4", [])])
+def test_the_demo_takes_one_thread_unless_told_otherwise(subnet, monkeypatch, arc, asked, calls):
+    found = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    refused(subnet, "demo", "new", "--out", "arc")  # before any training
+    assert found == calls

@@ -370,6 +370,29 @@ def test_configurations_are_valid_and_ask_for_what_the_study_needs(study, name):
     assert study.design.HEADLINE_CELL in parts["ranks"].cells
 
 
+@pytest.mark.parametrize(("asked", "given"), [(None, "4"), ("3", "3")])
+def test_the_two_processes_share_the_cores(study, monkeypatch, tmp_path, asked, given):
+    seen = []
+
+    class Process:
+        def __init__(self, command, env):
+            seen.append((command[-1], env["OMP_NUM_THREADS"]))
+
+        def wait(self):
+            return 0
+
+        def terminate(self):
+            pass
+
+    monkeypatch.setattr(study.design.subprocess, "Popen", Process)
+    monkeypatch.setattr(study.design.os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    study.design.train_all(STUDY / "run.py", STUDY / "quick.toml", tmp_path)
+    assert seen == [("sharing", given), ("ranks", given)]
+
+
 @pytest.fixture
 def inside(study, monkeypatch, capsys):
     """Run the command in this process: what it prints."""

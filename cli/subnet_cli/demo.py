@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -50,6 +51,7 @@ def command(
     from subnet.training import run_demo
     from subnet_probes.report_extension import ProbeExtension
 
+    _one_thread()
     target = out or Path(f"{directory.absolute().name}-analysis")
     check_output(target, overwrite=overwrite)
     chosen = languages if languages in ("default", "all") else languages.split(",")
@@ -70,3 +72,11 @@ def command(
         typer.echo((target / "summary.json").read_text(encoding="utf-8"), nl=False)
     elif not quiet:
         print_analysis(analysis, target)
+
+
+def _one_thread() -> None:
+    """On a model this small threads mostly wait for each other; so cores do not change digits."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
