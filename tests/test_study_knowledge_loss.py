@@ -1,6 +1,7 @@
 """The 52-language study finds what was planted, nothing where nothing is, and says so in words."""
 
 import json
+import math
 import runpy
 import subprocess
 import sys
@@ -245,18 +246,38 @@ def test_over_orders_is_students_interval_of_what_each_order_alone_gives(study, 
     assert np.isnan(study.answers.over_orders(np.ones((1, 3)))[0]).all()
 
 
-def test_q_values_are_over_all_rows_but_the_headlines(planted):
+def test_q_values_are_over_every_distinct_test_but_the_headlines(planted):
+    """Rows of the same value and interval are one test; those equal to a headline are none."""
     from statsmodels.stats.multitest import multipletests
 
     answers = planted[2]
-    free = ~answers.groups["headline"]
-    tables = [answers.groups[free], answers.contrasts, answers.ladder]
-    every = pd.concat([table[["p_value", "q_value"]] for table in tables]).dropna()
-    assert every["q_value"].to_numpy() == pytest.approx(
-        multipletests(every["p_value"], method="fdr_bh")[1]
-    )
-    assert answers.groups.loc[~free, "q_value"].isna().all()
-    assert (~free).sum() == 2
+    stated = answers.groups["headline"].astype(bool)
+    columns = ["value", "ci_low", "ci_high", "p_value", "q_value"]
+
+    def same(one, other):
+        return all(
+            math.isclose(a, b, rel_tol=1e-7) for a, b in zip(one[:3], other[:3], strict=True)
+        )
+
+    headlines = answers.groups.loc[stated, columns].to_numpy(dtype=float)
+    tables = [answers.groups[~stated], answers.contrasts, answers.ladder]
+    rows = pd.concat([table[columns] for table in tables]).to_numpy(dtype=float)
+    rows = rows[~np.isnan(rows[:, 3])]
+    distinct, tests, repeats = [], [], 0
+    for row in rows:
+        if any(same(row, stated) for stated in headlines):
+            repeats += 1
+            assert np.isnan(row[4])
+            continue
+        place = next((n for n, other in enumerate(distinct) if same(row, other)), len(distinct))
+        distinct += [row] * (place == len(distinct))
+        tests.append((place, row[4]))
+    family = multipletests([row[3] for row in distinct], method="fdr_bh")[1]
+    assert [q for _, q in tests] == pytest.approx([family[place] for place, _ in tests])
+    assert repeats == 3  # the rung `position` of both roles, and full minus none, which is 0
+    assert len(distinct) < len(tests)
+    assert len(headlines) == 2
+    assert np.isnan(headlines[:, 4]).all()
 
 
 def test_script_and_bytes_that_go_together_are_said_not_to_be_told_apart(study, planted):
@@ -297,16 +318,20 @@ def test_shuffled_scripts_give_a_headline_about_as_often_as_chance_allows(study,
 @pytest.mark.parametrize(
     ("orders", "found"),
     [
-        ((0.01, 0.05), "appears: non-Latin-script languages lose more."),
-        ((np.nan, np.nan), "appears: non-Latin-script languages lose more."),
-        ((-0.01, 0.07), "No finding beyond these runs: in them non-Latin-script languages lose"),
-        ((-0.05, -0.01), "No finding beyond these runs: in them non-Latin-script languages lose"),
+        ((0.01, 0.05, 3), "appears: non-Latin-script languages lose more."),
+        ((np.nan, np.nan, 1), "appears: non-Latin-script languages lose more."),
+        ((np.nan, np.nan, 3), "No finding beyond these runs: in them non-Latin-script languages"),
+        ((-0.01, 0.07, 3), "No finding beyond these runs: in them non-Latin-script languages lose"),
+        (
+            (-0.05, -0.01, 3),
+            "No finding beyond these runs: in them non-Latin-script languages lose",
+        ),
     ],
 )
 def test_a_difference_over_languages_alone_is_no_finding(study, orders, found):
     row = {
         "value": 0.03, "p_value": 0.001, "q_value": 0.001, "ci_low": 0.02, "ci_high": 0.04,
-        "orders_low": orders[0], "orders_high": orders[1], "reason": "",
+        "orders_low": orders[0], "orders_high": orders[1], "n_orders": orders[2], "reason": "",
     }  # fmt: skip
     assert found in study.findings.verdict(row, "receiver")
     assert study.findings.is_finding(row, corrected=True) == ("appears" in found)

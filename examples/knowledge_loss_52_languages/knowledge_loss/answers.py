@@ -45,6 +45,8 @@ CONTRASTS: tuple[tuple[str, str], ...] = (
 #: about three bytes per character minus those of about two.
 WITHIN = "other scripts only: three bytes minus two"
 _LONG = 2.4
+#: Share of the languages of each group without which they are not compared.
+_LEAST = 0.75
 
 _GROUP = ("cell", "role", "metric", "measure")
 _RUNG = ("role", "metric", "measure", "given")
@@ -78,13 +80,18 @@ class Answers:
 
 
 def answer(study: Study, *, n_permutations: int = 4999, seed: int = 0) -> Answers:
-    """Answer all questions; q-values are over every row of the first three tables but headlines."""
+    """Answer all questions.
+
+    q-values are over every distinct test of the first three tables but the headlines; a row that
+    repeats a headline has none.
+    """
     tables = _tables(study, {"n_permutations": n_permutations, "seed": seed})
     alone = [_tables(part, {"n_permutations": 1, "seed": seed}) for part in study.of_each_order()]
     for number, keys in enumerate((_GROUP, _CONTRAST, _RUNG)):
         table, index = tables[number], pd.MultiIndex.from_frame(tables[number][list(keys)])
         values = [found[number].set_index(list(keys))["value"].reindex(index) for found in alone]
         table["orders_low"], table["orders_high"] = over_orders(np.array(values, dtype=float))
+        table["n_orders"] = len(alone)
     _correct(tables)
     return Answers(*tables, inflation=_inflation(study))
 
@@ -301,6 +308,15 @@ def _tested(
     covariates: pd.DataFrame | None,
     drawn: Mapping[str, int],
 ) -> dict[str, Any]:
+    for group in (members[members], members[~members]):
+        known = int(values.reindex(group.index).notna().sum())
+        if known < _LEAST * len(group):
+            reason = f"{known} of {len(group)} languages of a group have a value"
+            return dict.fromkeys(_TESTED, np.nan) | {
+                "n_members": int(values.reindex(members[members].index).notna().sum()),
+                "n_others": int(values.reindex(members[~members].index).notna().sum()),
+                "reason": reason,
+            }
     found = adjusted_difference(values, members, covariates, **drawn)
     return {
         **{name: getattr(found, name) for name in _TESTED},
@@ -316,16 +332,23 @@ def _is_headline(cell: str, role: str, metric: str, measure: str) -> bool:
 
 
 def _correct(tables: Sequence[pd.DataFrame]) -> None:
-    """Add q-values (Benjamini and Hochberg 1995): one family over the tables, without headlines."""
-    p = []
-    for table in tables:
-        free = table.get("headline", pd.Series(False, index=table.index)).astype(bool)
-        p.append(table["p_value"].astype(float).where(~free))
-    every = pd.concat(p, ignore_index=True)
+    """Add q-values (Benjamini and Hochberg 1995): one family over the tables.
+
+    Some rows are one test under several names (where a cell is 0 by construction, or a covariate
+    constant): it counts once, and not at all where it is a headline's.
+    """
+    every = pd.concat(tables, ignore_index=True)
+    test = every[["value", "ci_low", "ci_high"]].apply(
+        lambda row: " ".join(f"{value:.9g}" for value in row), axis=1
+    )
+    stated = every["headline"].eq(True)
+    tested = every["p_value"].notna() & ~test.isin(test[stated])
+    first = tested & ~test.where(tested).duplicated()
     q = pd.Series(np.nan, index=every.index)
-    known = every.notna()
-    if known.any():
-        q[known] = stats.false_discovery_control(every[known])
+    if first.any():
+        p = every.loc[first, "p_value"].to_numpy(dtype=float)
+        found = dict(zip(test[first], stats.false_discovery_control(p), strict=True))
+        q[tested] = test[tested].map(found)
     start = 0
     for table in tables:
         table["q_value"] = q.iloc[start : start + len(table)].to_numpy()

@@ -50,28 +50,28 @@ def write_figures(study: Study, answers: Answers, folder: Path) -> list[str]:
 
 @styled
 def _intervals_by(table: pd.DataFrame, column: str) -> Figure:
-    """Differences with their 95 % intervals on the headline's outcome, a panel per role."""
+    """Differences on the headline's outcome, with both 95 % intervals, a panel per role."""
     stated = table["measure"] == table["role"].map(HEADLINES)
     rows = table[(table["metric"] == HEADLINE_METRIC) & stated]
     rows = rows[rows[column] != WITHIN]
     names = list(dict.fromkeys(rows[column]))
     labels = [clean(name) for name in names]
     left, width, gap, height = widest(labels) + 0.25, 2.5, 0.35, _ROW * len(names)
-    figure, axes = canvas(
-        (width, height), left=left, right=width + gap + 0.2, top=0.15, bottom=0.55
-    )
+    figure, axes = canvas((width, height), left=left, right=width + gap + 0.2, top=0.15, bottom=0.7)
     for place, (role, title) in enumerate(_ROLES.items()):
         if place:
-            axes = axes_at(figure, (left + place * (width + gap), 0.55, width, height))
+            axes = axes_at(figure, (left + place * (width + gap), 0.7, width, height))
         colour, marker = look(place)
         axes.axvline(0, color=INK, linewidth=0.6)
         for row in rows[rows["role"] == role].itertuples():
             y = -names.index(getattr(row, column))
-            axes.plot([row.ci_low, row.ci_high], [y, y], color=colour, linewidth=1.4)
+            axes.plot([row.ci_low, row.ci_high], [y, y], color=colour, linewidth=1.8)
+            under = [y - 0.22] * 2
+            axes.plot([row.orders_low, row.orders_high], under, color=colour, linewidth=0.7)
             axes.plot([row.value], [y], marker=marker, color=colour, markersize=4.5)
         axes.set_ylim(-len(names) + 0.5, 0.5)
         axes.set_yticks([-i for i in range(len(names))], labels if not place else [])
-        axes.set_xlabel(title)
+        axes.set_xlabel(f"{title}\n95 %: thick over languages, thin over orders")
         grid(axes)
     return figure
 

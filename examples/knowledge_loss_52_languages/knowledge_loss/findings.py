@@ -40,11 +40,11 @@ def differs(row: Any, *, corrected: bool) -> bool:
 def is_finding(row: Any, *, corrected: bool) -> bool:
     """Whether it differs over languages, and over orders lies on the same side of 0.
 
-    With a single order there is no second interval, and languages decide alone.
+    With a single order there is no second interval, and languages decide alone; where one of
+    several has no value, the interval is undefined, and nothing is found.
     """
-    low, high = row["orders_low"], row["orders_high"]
-    same = not math.isfinite(low) or (low > 0 if row["value"] > 0 else high < 0)
-    return differs(row, corrected=corrected) and bool(same)
+    same = row["orders_low"] > 0 if row["value"] > 0 else row["orders_high"] < 0
+    return differs(row, corrected=corrected) and bool(same or row["n_orders"] == 1)
 
 
 def verdict(row: Any, role: str, *, corrected: bool = False) -> str:
@@ -141,7 +141,7 @@ def _sharing(answers: Answers) -> Iterator[str]:
         "construction. As donors, `none` and `partial` are compared with the start, those of "
         "`full` with the stage before. p, q and the first interval say what other languages could "
         "have given in these very runs; a difference between two ways of training must also hold "
-        "over orders."
+        "over orders. A row without q is a headline again."
     )
     rows = answers.contrasts[answers.contrasts["metric"] == HEADLINE_METRIC]
     yield _table(rows, ("first", "second", "role", "equal", "of"))
@@ -195,18 +195,24 @@ def _collinearity(study: Study, answers: Answers) -> str:
 
 def _table(rows: pd.DataFrame, labels: Sequence[str], *, extra: str = "") -> str:
     heads = [
-        *labels, "difference", "95 % over languages", "p", "q", "95 % over orders",
+        *labels, "n", "difference", "95 % over languages", "p", "q", "95 % over orders",
         *(["VIF"] if extra else []),
     ]  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for _, row in rows.iterrows():
         interval = _interval(row, "ci") or row["reason"]
         cells = [str(row[label]) for label in labels]
-        cells += [_signed(row["value"]), interval, _p(row["p_value"]), _q(row)]
+        cells += [_count(row), _signed(row["value"]), interval, _p(row["p_value"]), _q(row)]
         cells.append(_interval(row, "orders"))
         cells += [f"{row[extra]:.1f}" if extra and math.isfinite(row[extra]) else ""] * bool(extra)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _count(row: Any) -> str:
+    """Languages of each group, or of both together."""
+    members, others = int(row["n_members"]), int(row["n_others"])
+    return f"{members}, {others}" if others else str(members)
 
 
 def _interval(row: Any, name: str) -> str:

@@ -23,6 +23,8 @@ RECEIVER = {
     "loss_since_start": ("lost_since_start", 1.0),
     "immediate_effect": ("lost_per_stage", -1.0),
 }
+#: What is smaller is 0, but for the rounding of the scores in their files.
+NOISE = 5e-7
 #: Donors: what training a language did to the others (positive = it helped them).
 DONOR = "helped_others"
 
@@ -70,25 +72,45 @@ def read_study(cells: Mapping[str, Path]) -> Study:
         tables.append(run_outcomes(name, forgetting, _transfer(path, forgetting.runs)))
         measured[name] = forgetting
         if confounds.empty:
-            confounds = measure_confounds(checkpoint).frame
+            confounds = measure_confounds(checkpoint).frame.set_index("language")
+            trained = pd.read_csv(path / "languages.csv", index_col="language")
+            confounds["truncated_share"] = trained["truncated_share"]  # of training texts too
             record = read_json(path / RUN_FILE)
-    first = next(iter(measured.values()))
-    languages = confounds.set_index("language")
-    languages["latin"] = languages["script"] == "Latn"
-    for metric in first.metrics:
-        languages[f"baseline_{metric}"] = first.baseline(metric)
+    languages = confounds.assign(latin=confounds["script"] == "Latn")
+    for metric, baseline in _at_the_start(next(iter(measured.values()))).items():
+        languages[f"baseline_{metric}"] = baseline
     orders = {run: tuple(order) for run, order in record["orders"].items()}
     single = pd.concat(tables, ignore_index=True)
+    single["value"] = single["value"].mask(single["value"].abs() < NOISE, 0.0)
     return Study(averaged(single), single, languages, orders, record["settings"])
 
 
+def _at_the_start(forgetting: Forgetting) -> dict[str, pd.Series]:
+    """Metric to the mean score of each language before the sequence, over all its items."""
+    found: dict[str, list[pd.Series]] = {metric: [] for metric in forgetting.metrics}
+    for m in forgetting.matrices:
+        if m.stages[0] == 0:
+            found[m.metric.name].append(pd.Series(m.scores[0], index=list(m.languages)))
+    return {metric: pd.concat(runs, axis=1).mean(axis=1) for metric, runs in found.items() if runs}
+
+
 def averaged(single: pd.DataFrame) -> pd.DataFrame:
-    """One value per cell, measure and language: the mean over runs."""
+    """One value per cell, measure and language: the mean over runs.
+
+    A ratio is undefined in a run where what it is divided by is not clearly above 0, as it happens
+    to be for weak languages. A mean over the other runs would be of a choice by the outcome: a
+    language has a ratio only where every run that has its absolute value has its ratio too.
+    """
     keys = ["cell", "role", "metric", "measure", "language"]
     found = single.groupby(keys, sort=False).agg(
         value=("value", "mean"), position=("position", "mean"), runs=("run", "nunique")
     )
-    return found.reset_index()
+    found = found.reset_index()
+    absolute = found["measure"].str.replace("_relative(_to_chance)?$", "", regex=True)
+    counted = found.set_index(keys)["runs"]
+    whole = pd.MultiIndex.from_frame(found.assign(measure=absolute)[keys])
+    complete = found["runs"].to_numpy() >= counted.reindex(whole).fillna(0).to_numpy()
+    return found[complete].reset_index(drop=True)
 
 
 def run_outcomes(
