@@ -65,4 +65,9 @@ def file_config(**parts: Any) -> TrainingConfig:
     for name, value in parts.items():
         both = isinstance(value, dict) and isinstance(content.get(name), dict)
         content[name] = {**content[name], **value} if both else value
+    # What has no effect would be refused.
+    if content["adaptation"].get("tuning") == "full":
+        content["adaptation"] = {k: v for k, v in content["adaptation"].items() if k != "rank"}
+    if content["base"].get("method") == "meta":
+        content["base"] = {k: v for k, v in content["base"].items() if k != "batch_size"}
     return TrainingConfig.model_validate(content)

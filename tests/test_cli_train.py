@@ -56,6 +56,13 @@ def test_explain_prints_a_configuration_with_every_default_explained(tmp_path):
     comments = re.findall(r"^# (.+)$", explain(), flags=re.MULTILINE)
     assert len(comments) >= len(keys)
     assert "None" not in comments
+    above: list[str] = []
+    for line in explain().splitlines():
+        if line.startswith("#"):
+            above.append(line.removeprefix("#").strip())
+        else:  # a section, a key or a blank line: of the first two a sentence stands right above
+            assert not line or (above and all(above)), line
+            above = []
     assert max(map(len, explain().splitlines())) <= 105
 
 
@@ -65,7 +72,7 @@ def test_explain_prints_a_configuration_with_every_default_explained(tmp_path):
         ("[adaptation]\nrnk = 8", r"unknown key 'adaptation.rnk'.*did you mean 'rank'"),
         ("[trainin]\nsteps = 8", r"unknown key 'trainin'.*did you mean 'training'"),
         ("[training]\nsteps = 0", r"training.steps is 0; expected greater than 0"),
-        ("[model]\nwidth = 97", r"a width of 97 that 4 heads divide evenly"),
+        ("[model]\nwidth = 97", r"model.width is 97; expected a width that is a multiple of heads"),
         ('[adaptation]\nsharing = "some"', r"adaptation.sharing is 'some'.*'none'.*'full'"),
         ('[subnetworks]\nmethod = "static"', r"masks with method = 'static'"),
         ("[training]\noptimizer = 'adamw'", r"optimizer is 'adamw'.*such as adamw_torch"),
@@ -75,6 +82,18 @@ def test_explain_prints_a_configuration_with_every_default_explained(tmp_path):
         ("[adaptation]\nrank = [4, 999]", r"rank is 999, and bert.*96 wide.*96 or less"),
         ("[adaptation]\ntargets = '(('", r"targets is '\(\('.*regular expression"),
         ("[sequence]\norders = []", r"sequence.orders is \[\]"),
+        (
+            'task = "translation"\n[translation]\nidentify_among = ["de", "q1"]',
+            r"run.toml: translation.identify_among has 'q1', which is no language",
+        ),
+        (
+            'task = "translation"\n[translation]\nidentify_among = ["de", "mi"]',
+            r"identify_among has 'mi', which py3langid does not know; expected some of the \d+",
+        ),
+        (
+            'task = "translation"\n[translation]\nidentify_among = ["de", "deu"]',
+            r"identify_among is \['de', 'deu'\]; expected two languages or more, or none for all",
+        ),
         ("[training\n", r"not.* TOML|TOML"),
     ],
 )

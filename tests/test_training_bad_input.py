@@ -34,6 +34,7 @@ orders = 1
 steps = 1
 batch_size = 4
 """
+BASE = "[base]\nsteps = 1\nbatch_size = 4"
 TAGGED = [
     {"id": f"{language}{i}", "language": language, "tokens": ["a", "b"], "tags": ["O", "B-x"]}
     for language in ("de", "fr")
@@ -100,12 +101,24 @@ def changed(before, after):
         ("orders = 1", "orders = 3", r"run.toml: 2 languages have 2 orders, and 3 were asked"),
         ("orders = 1", "seeds = []", r"sequence.seeds is \[\]; expected a list of one or more"),
         ("orders = 1", "joint = 1", r"sequence.joint is 1; expected true or false"),
+        ("orders = 1", 'orders = ["de", "fr"]', r"orders is \['de', 'fr'\].*a list of lists of"),
+        ("orders = 1", "orders = 1.5", r"orders is 1.5; expected a number, or a list of lists"),
+        ("orders = 1", "orders = true", r"orders is True; expected a number, or a list of lists"),
+        ("orders = 1", "replicates = 1", r"sequence.replicates is 1; expected adapters = true"),
+        ("orders = 1", "adapters = true\nreplicates = 9", r"run.toml: sequence.replicates is 9"),
+        ("[base]\nsteps = 1", "[base]\nsteps = 0\nconflict_every = 2", r"conflict_every is 2"),
         ('["de", "fr"]', '["de", "fra", "fr"]', r"'fra' and 'fr', which are one language.*remove"),
         ('["de", "fr"]', '"de"', r"languages is 'de'; expected a list of codes, or 'default'"),
         ("[training]\nsteps = 1", "[training]\nsteps = 0", r"training.steps is 0.*--explain"),
         ("[training]", "[training]\nlearning_rate = inf", r"training.learning_rate is inf.*finite"),
+        ("[training]", "[training]\nwarmup = 0.1", r"training.warmup is 0.1; expected schedule = "),
+        ("[training]", "[training]\noptimizer = 'galore_adamw'", r"training.optimizer is 'galore_"),
+        ("[base]", "[base]\noptimizer = 'lomo'", r"base.optimizer is 'lomo'.*install what it"),
+        ("max_length", "test_share = 0.95\nmax_length", r"data.test_share is 0.95; expected test_"),
+        ("[base]", "[subnetworks]\nmasks = 'm'\n[base]", r"subnetworks.masks is 'm'; expected mas"),
+        ('name = "model"', "heads = 7", r"model.heads is 7; expected a width that is a mult"),
         ("[training]", "[training]\npasses = 3", r"training.batch_size is 4.*multiple of 3"),
-        ("[base]", "[base]\nmethod = 'meta'\nsupport = 9", r"de has 6 examples.*17 or more"),
+        (BASE, "[base]\nsteps = 1\nmethod = 'meta'\nsupport = 9", r"de has 6 examples.*17 or more"),
         ('"data"', '"gone"', r"gone: there is no such folder of examples"),
         ('"model"', '"./gone"', r"gone: there is no such model folder"),
         ('"model"', '"data/train.jsonl"', r"train.jsonl: is a file; expected the folder"),
@@ -113,6 +126,27 @@ def changed(before, after):
 )  # fmt: skip
 def test_a_setting_that_cannot_be(says, before, after, words):
     says(words, changed(before, after))
+
+
+@pytest.mark.parametrize("method", ["dynamic", "sparse"])
+def test_a_density_that_selects_nothing(says, method):
+    table = f"[subnetworks]\nmethod = '{method}'\ndensity = 1e-7\n"
+    config = changed("rank = 2", "tuning = 'full'") + table
+    says(r"run.toml: subnetworks.density is 1e-07, which selects none of \d+ weights", config)
+
+
+@pytest.mark.parametrize("source", ["cldr", "files"])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("q1", r"run.toml: 'q1' is no language code.*correct it, or leave it out"),
+        ("got", r"CLDR has no words for 'got'.*those that \"all\" stands|got has no example to tr"),
+    ],
+)
+def test_a_language_that_cannot_be_points_to_nothing_that_is_not_read(says, source, name, words):
+    data = "" if source == "cldr" else 'source = "files"\npath = "data"\n'
+    text = changed('"fr"', f'"{name}"').replace('source = "files"\npath = "data"\n', data)
+    says(rf"^(?!.*(subnet\.toml|--languages)).*({words})", text)
 
 
 def test_a_model_without_the_head_of_the_task(says):

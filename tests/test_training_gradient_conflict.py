@@ -249,10 +249,105 @@ def test_without_conflict_it_is_training_by_the_mean(tmp_path):
             model, features, RECIPE.replace(steps=2, max_grad_norm=1.0), collate=collate, seed=1,
             folder=tmp_path, project=project, record=lambda step, gram: seen.append(gram),
         )  # fmt: skip
-    assert len(seen) == 2
-    assert (seen[0] > 0).all()
+    assert len(seen) == 4  # conflict is recorded with projection and without
+    assert all((gram > 0).all() for gram in seen)
+    plain = encoder()
+    both = [entry for own in features.values() for entry in own]
+    fit(plain, both, RECIPE.replace(steps=2, max_grad_norm=1.0), collate=collate, seed=1,
+        folder=tmp_path, batches=[range(12)] * 2)  # fmt: skip
+    for name, value in plain.named_parameters():
+        torch.testing.assert_close(value, b.get_parameter(name), rtol=1e-4, atol=1e-5)
     for name, value in a.named_parameters():
         torch.testing.assert_close(value, b.get_parameter(name), rtol=1e-4, atol=1e-5)
+
+
+def tagged(n, *, seed, words):
+    """Examples of several lengths, two labels; the last one of a longer text has none."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for number in range(n):
+        length = words + number % 3
+        ids = torch.randint(5, 40, (length,), generator=generator).tolist()
+        labels = [token % 2 for token in ids]
+        found.append({"input_ids": ids, "labels": [*labels[:-1], -100] if number % 3 else labels})
+    return found
+
+
+def padded(features):
+    width = max(len(entry["input_ids"]) for entry in features)
+    fill = {"input_ids": 0, "labels": -100}
+    return {
+        name: torch.tensor([e[name] + [value] * (width - len(e[name])) for e in features])
+        for name, value in fill.items()
+    } | {
+        "attention_mask": torch.tensor(
+            [[1] * len(e["input_ids"]) + [0] * (width - len(e["input_ids"])) for e in features]
+        )
+    }
+
+
+def tagger():
+    from transformers import BertConfig, BertForTokenClassification
+
+    torch.manual_seed(0)
+    return BertForTokenClassification(
+        BertConfig(
+            vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=24, max_position_embeddings=16, num_labels=2,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.3,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("passes", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["words", "examples"])
+def test_with_and_without_projection_the_loss_is_the_mean_of_the_languages(
+    tmp_path, monkeypatch, kind, passes
+):
+    """Oracle: of each language the mean over its labels in the step, by hand; then their mean.
+
+    Languages differ in length, so that a mean over all words is another loss; with three passes a
+    pass has unequal parts of them.
+    """
+    from subnet.training.subnetworks import pcgrad
+
+    if kind == "words":
+        features = {"de": tagged(6, seed=1, words=9), "sw": tagged(6, seed=2, words=2)}
+        make, gather = tagger, padded
+    else:
+        features = {"de": sentences(6, seed=1), "sw": sentences(6, seed=2, shift=1)}
+        make, gather = encoder, collate
+    recipe = RECIPE.replace(steps=1, passes=passes * (1 if passes < 3 else 4))  # one example each
+    kept = {}
+    monkeypatch.setattr(pcgrad, "projection_weights", lambda products, _: np.eye(len(products)))
+    for project in (True, False):
+        kept[project] = Kept()
+        fit_pcgrad(make(), features, recipe, collate=gather, seed=1, folder=tmp_path,
+                   project=project, callbacks=[kept[project]])  # fmt: skip
+
+    def gradients(weigh):
+        model = make().train()
+        losses, counts = [], []
+        for examples in features.values():
+            batch = gather(examples)
+            labels = batch.pop("labels")
+            logits = model(**batch).logits.flatten(0, -2)
+            each = torch.nn.functional.cross_entropy(logits, labels.flatten(), reduction="none")
+            losses.append(each.sum())
+            counts.append(labels.ne(-100).sum())
+        weigh(losses, counts).backward()
+        return {name: value.grad for name, value in model.named_parameters()}
+
+    of_languages = gradients(lambda a, n: sum(x / y for x, y in zip(a, n, strict=True)) / len(a))
+    of_labels = gradients(lambda a, n: sum(a) / sum(n))
+    for name, expected in of_languages.items():
+        for project in (True, False):
+            found = kept[project].seen[0][name]
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    differ = [
+        not torch.allclose(of_labels[n], of_languages[n], rtol=1e-2, atol=1e-4) for n in of_labels
+    ]
+    assert any(differ) == (kind == "words")
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ steps = 1
 batch_size = 4
 [translation]
 also_tested = ["en>de", "en>th", "en>mi"]
+identify_among = ["de", "en", "th"]
 max_new_tokens = 2
 [output]
 stages = "none"

@@ -151,8 +151,29 @@ def test_each_adapter_starts_from_a_seed_of_its_own(regimes):
     name = next(name for name in a[0] if "lora_A" in name)
     cosine = torch.nn.functional.cosine_similarity(a[0][name].flatten(), a[1][name].flatten(), 0)
     assert abs(cosine) < 0.6
-    same = regimes["none"] / "adapters" / "de" / "adapter_model.safetensors"
-    assert not torch.equal(load_file(same)[name], a[0][name])
+
+
+def test_adapters_beside_a_shared_sequence_are_not_those_of_another_regime(regimes, tmp_path):
+    """Each of its own seed, from the base, whichever regimes stand before it in the list."""
+    alone = REGIMES | {"adaptation": {"rank": 4, "sharing": "full"}}
+    train(small_config(**alone), tmp_path / "alone")
+    for language in sorted(path.name for path in (regimes["full"] / "adapters").iterdir()):
+        file = f"adapters/{language}/adapter_model.safetensors"
+        found, own = (load_file(regimes[cell] / file) for cell in ("full", "none"))
+        assert not any(torch.equal(own[name], found[name]) for name in found if "lora_" in name)
+        expected = load_file(tmp_path / "alone" / file)
+        assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+def test_where_languages_have_their_own_parameters_those_are_their_adapters(regimes):
+    """A is one and the same in all of them, as the sequence trained it."""
+    tensors = [
+        load_file(path / "adapter_model.safetensors")
+        for path in sorted((regimes["partial"] / "adapters").iterdir())
+    ]
+    for name, value in tensors[0].items():
+        if "lora_A" in name:
+            assert all(torch.equal(value, other[name]) for other in tensors[1:])
 
 
 @pytest.mark.parametrize("head", ["shared", "per_language"])

@@ -24,6 +24,15 @@ def small_config(**parts: Any) -> TrainingConfig:
     for name, value in parts.items():
         both = isinstance(value, dict) and isinstance(content.get(name), dict)
         content[name] = {**content[name], **value} if both else value
+    for table, key, value, idle in (  # ours that have no effect then, and would be refused
+        ("adaptation", "tuning", "full", ("rank",)),
+        ("base", "method", "meta", ("batch_size",)),
+        ("data", "source", "files", ("max_concepts_per_kind",)),
+    ):
+        if content[table].get(key) == value:
+            content[table] = {k: v for k, v in content[table].items() if k not in idle}
+    if content["model"].get("name"):
+        content["model"] = {k: v for k, v in content["model"].items() if k not in SMALL["model"]}
     return TrainingConfig.model_validate(content)
 
 

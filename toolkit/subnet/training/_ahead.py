@@ -1,4 +1,4 @@
-"""What is told before any training: batches that cannot be made, weights that are NaN."""
+"""What is told before any training: batches that cannot be made, optimizers, weights, masks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from subnet.errors import InputError
+from subnet.training._models import heads_of, is_of
 from subnet.training._processes import n_processes
 from subnet.training.config import TrainingConfig
 from subnet.training.corpora import Corpus
@@ -71,3 +72,60 @@ def check_finite(model: Any, place: str | Path) -> None:
                 expected="finite weights",
                 fix="the training of this model diverged: take an earlier checkpoint",
             )
+
+
+def check_optimizers(config: TrainingConfig, model: Any, folder: Path) -> None:
+    """Refuse optimizers that Trainer knows by name and cannot make here.
+
+    Args:
+        config: The run.
+        model: What is trained.
+        folder: Of the run; nothing is written.
+
+    Raises:
+        InputError: Says which one, and what Trainer lacks for it.
+    """
+    from transformers import Trainer
+
+    from subnet.training._trainer import arguments
+
+    recipes = {"training": config.training.recipe}
+    if config.base.steps:
+        recipes["base"] = config.base.recipe
+    for name, recipe in recipes.items():
+        asked = arguments(recipe, folder, seed=0, save_every=0)
+        try:
+            Trainer.get_optimizer_cls_and_kwargs(asked, model)
+        except (ImportError, ValueError, RuntimeError) as error:
+            reason = next((line for line in str(error).splitlines() if line.strip()), "")
+            raise InputError(
+                f"{name}.optimizer is {recipe.optimizer!r}, which cannot be made here "
+                f"({reason.strip().rstrip('.')})",
+                fix="install what it needs, or take another one, such as 'adamw_torch'",
+            ) from error
+
+
+def check_density(config: TrainingConfig, model: Any) -> None:
+    """Refuse a density at which no weight of the model would move.
+
+    Args:
+        config: The run.
+        model: What is trained: weights that require gradients, but for heads, can be selected.
+
+    Raises:
+        InputError: Says of how many weights, and how many they must be.
+    """
+    if config.subnetworks.method not in ("dynamic", "sparse"):
+        return
+    whole = heads_of(model)
+    size = sum(
+        value.numel()
+        for name, value in model.named_parameters()
+        if value.requires_grad and not is_of(name, whole)
+    )
+    density = config.subnetworks.density
+    if round(density * size) == 0:
+        raise InputError(
+            f"subnetworks.density is {density:g}, which selects none of {size} weights",
+            expected=f"{1 / size:.1e} or more, which is one weight",
+        )

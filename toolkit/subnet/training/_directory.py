@@ -11,7 +11,9 @@ from typing import Any
 
 from subnet._files import new_directory, new_file
 from subnet._tables import write_csv
+from subnet.training._procedure import turns_of
 from subnet.training._stages import StageLog
+from subnet.training._turns import Turns
 from subnet.training.corpora import PARTS, Corpus
 from subnet.training.recipe import Recipe
 from subnet.training.tasks import Row, Task, Translation
@@ -59,7 +61,8 @@ def settings_toml(
         corpus: Whose languages.
         task: Whose metrics.
         order: Of a run.
-        recipe: How its stages were trained.
+        recipe: How its stages were trained; of steps of alignment beside the task's, nothing is
+            said here: rate and steps are those of the task.
         stages: Whether they are delivered.
         described: Whether base, task, languages and metrics are described, as a cell's file does.
     """
@@ -86,7 +89,7 @@ def settings_toml(
             lines += [
                 "",
                 f"[stages.{json.dumps(f'{number:02d}-{label}')}]",
-                *_rate(recipe),
+                *_rate(recipe, turns_of(task)),
                 f"steps = {recipe.steps}",
                 f"optimizer = {json.dumps(recipe.optimizer)}",
                 f"examples = {counts[label]}",
@@ -94,11 +97,17 @@ def settings_toml(
     return "\n".join(lines) + "\n"
 
 
-def _rate(recipe: Recipe) -> list[str]:
-    """The mean rate of a stage's steps: times their number, it is what they sum to."""
+def _rate(recipe: Recipe, turns: Turns | None) -> list[str]:
+    """The mean rate of a stage's task steps: times their number, it is what they sum to.
+
+    With steps of alignment between them the schedule runs over both kinds.
+    """
     import torch
     from transformers import get_scheduler
 
+    steps = recipe.steps
+    if turns is not None:
+        recipe = recipe.replace(steps=turns.total(steps))
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=recipe.learning_rate)
     schedule = get_scheduler(
@@ -108,11 +117,12 @@ def _rate(recipe: Recipe) -> list[str]:
         num_training_steps=recipe.steps,
     )
     total = 0.0
-    for _ in range(recipe.steps):
-        total += schedule.get_last_lr()[0]
+    for step in range(recipe.steps):
+        if turns is None or turns.is_task(step):
+            total += schedule.get_last_lr()[0]
         optimizer.step()
         schedule.step()
-    return [f"learning_rate = {float(f'{total / recipe.steps:.12g}')!r}"]
+    return [f"learning_rate = {float(f'{total / steps:.12g}')!r}"]
 
 
 def write_scores(log: StageLog, folder: Path) -> None:
@@ -141,8 +151,17 @@ def link_folder(source: Path, target: Path) -> None:
                 shutil.copy2(file, place)
 
 
-def described(config: Mapping[str, Any], seeds: Mapping[str, int]) -> dict[str, Any]:
-    """What `run.json` says of how a directory came about."""
+def described(
+    config: Mapping[str, Any], seeds: Mapping[str, int], task: Task, rows: Sequence[Row]
+) -> dict[str, Any]:
+    """What `run.json` says of how a directory came about.
+
+    Args:
+        config: Settings, resolved.
+        seeds: Of every initialisation.
+        task: A translation says what its scores depend on, under `translation`.
+        rows: What is tested.
+    """
     from subnet._tables import versions
 
     libraries = (
@@ -156,4 +175,5 @@ def described(config: Mapping[str, Any], seeds: Mapping[str, int]) -> dict[str, 
         "seeds": dict(seeds),
         "threads": torch.get_num_threads(),
         "versions": versions(*libraries),
+        **({"translation": task.describe(rows)} if isinstance(task, Translation) else {}),
     }

@@ -11,11 +11,11 @@ from typing import Any
 from subnet import _files
 from subnet.checkpoint import open_checkpoint
 from subnet.errors import DivergedError
-from subnet.language import DIRECTION
 from subnet.training import _directory
+from subnet.training._ahead import check_density, check_optimizers
 from subnet.training._models import adapted
 from subnet.training._plan import Cell, Lone, Run, plan_cells, plan_lone, plan_runs
-from subnet.training._procedure import Procedure, steps_of_a_stage, task_arguments
+from subnet.training._procedure import Procedure, steps_of, steps_of_a_stage, with_alignment
 from subnet.training._processes import first_says, is_first, wait_for_all
 from subnet.training._progress import Progress, Steps
 from subnet.training._sequence import SequenceRun, Setting, derived_seed, run_seed
@@ -53,9 +53,7 @@ def build_task(config: TrainingConfig, corpus: Corpus, model: Any, tokenizer: An
         max_length=limit,
         max_new_tokens=settings.max_new_tokens or None,
         beams=settings.beams,
-        identify_among=tuple(
-            dict.fromkeys(part for label in corpus.tested for part in label.split(DIRECTION))
-        ),
+        identify_among=settings.identify_among or None,
         align=settings.alignment,
     )
 
@@ -84,10 +82,12 @@ class Experiment:
         corpus = self.corpus
         self.task = build_task(config, corpus, self.base, self.tokenizer)
         self._masks = read_masks(config, root, corpus.names)
-        per_sequence = len(corpus.names) * steps_of_a_stage(config)
-        joint = per_sequence * config.sequence.joint
+        per_sequence = len(corpus.names) * steps_of_a_stage(config, self.task)
+        joint = config.sequence.joint * steps_of(
+            self.task, len(corpus.names) * config.training.steps
+        )
         self.cells = plan_cells(config)
-        runs = plan_runs(config, corpus.names)
+        self.runs = runs = plan_runs(config, corpus.names)
         lone = {
             entry.name
             for cell in self.cells
@@ -99,13 +99,15 @@ class Experiment:
                 own_parameters(model, config.adaptation, cell.sharing)
             if rank == config.adaptation.ranks[0]:
                 check_masks_fit(self._masks, model)
+                check_density(config, model)
+                check_optimizers(config, model, target)
         there = target / "base" if going_on else None
         check_base_ahead(
             self._masks, config, root, model=self.base, there=there, inputs=self._inputs
         )
         n_ranks = len(config.adaptation.ranks)
         total = config.base.steps + n_sequences * per_sequence + n_ranks * joint
-        self.steps = Steps(report, total + len(lone) * config.training.steps)
+        self.steps = Steps(report, total + len(lone) * steps_of(self.task, config.training.steps))
         self._counted: set[str] = set()
 
     def train_base(self) -> None:
@@ -132,7 +134,7 @@ class Experiment:
     def train_cell(self, cell: Cell, place: Path, runs: Sequence[Run]) -> None:
         """One sharing regime at one rank: every order, and what they are compared with."""
         if (place / _files.RUN_FILE).is_file():
-            steps = steps_of_a_stage(self.config)
+            steps = steps_of_a_stage(self.config, self.task)
             self.steps.passed(sum(len(run.order) for run in runs) * steps)
             return
         setting = Setting(
@@ -170,7 +172,7 @@ class Experiment:
 
     def _train_sequence(self, setting: Setting, folder: Path, run: Run, *, alone: bool) -> None:
         if (folder / "scores.csv").is_file():
-            self.steps.passed(len(run.order) * steps_of_a_stage(self.config))
+            self.steps.passed(len(run.order) * steps_of_a_stage(self.config, self.task))
             if is_first() and folder != self.target:
                 StageLog(folder).remove()
             return
@@ -193,7 +195,8 @@ class Experiment:
 
     def _train_lone(self, cell: Cell, place: Path, entry: Lone) -> None:
         """A language's adapter from the base, from a seed of its own."""
-        if self._have(cell, place, entry.folder, entry.name, self.config.training.steps):
+        steps = self.config.training.steps
+        if self._have(self._with_lone(entry), place, entry.folder, entry.name, steps):
             return
         model = adapted(self.base, self.config.adaptation, cell.rank, self._seed(entry.name))
         self._fit(model, (entry.language,), entry.name, self.config.training.recipe)
@@ -204,7 +207,8 @@ class Experiment:
         target, name = place / "joint", f"r{cell.rank}/joint"
         recipe = self.config.training.recipe
         recipe = recipe.replace(steps=recipe.steps * len(self.corpus.names))
-        if self._have(cell, place, "joint", name, recipe.steps):
+        same = [other for other in self.cells if other.rank == cell.rank]
+        if self._have(same, place, "joint", name, recipe.steps):
             return
         model = adapted(self.base, self.config.adaptation, cell.rank, self._seed(name))
         self._fit(model, self.corpus.names, name, recipe)
@@ -223,11 +227,22 @@ class Experiment:
                 save_model(model, building / "model")
         wait_for_all()
 
-    def _have(self, cell: Cell, place: Path, name: str, training: str, steps: int) -> bool:
-        """Whether a folder is there, or is the same as in another cell of this rank."""
-        known = training in self._counted
+    def _with_lone(self, entry: Lone) -> list[Cell]:
+        """The cells in which this very training is wanted, in the same folder."""
+        languages = self.corpus.names
+        return [
+            cell
+            for cell in self.cells
+            if entry in plan_lone(self.config, cell, languages, self.runs)
+        ]
+
+    def _have(
+        self, cells: Sequence[Cell], place: Path, name: str, training: str, steps: int
+    ) -> bool:
+        """Whether a folder is there, or in another of the cells, which share this training."""
+        known, steps = training in self._counted, steps_of(self.task, steps)
         self._counted.add(training)
-        others = [self.target / other.name for other in self.cells if other.rank == cell.rank]
+        others = [self.target / other.name for other in cells]
         source = next((other / name for other in others if (other / name).is_dir()), None)
         if source is not None and is_first():
             _directory.link_folder(source, place / name)
@@ -237,7 +252,11 @@ class Experiment:
         return bool(found)
 
     def _fit_base(self) -> None:
-        """The base on all languages, by the method of the configuration."""
+        """The base on all languages, by the method of the configuration, without alignment.
+
+        Alignment is a condition of what comes after: forgetting is a change against the base, so
+        that trainings with it and without it start from the same one.
+        """
         settings = self.config.base
         recorder, features = None, {}
         if settings.conflict_every or settings.method != "plain":
@@ -247,7 +266,9 @@ class Experiment:
 
             recorder = ConflictRecorder(features, self.task.collate, every=settings.conflict_every)
         if settings.method == "plain":
-            self._fit(self.base, self.corpus.names, "base", settings.recipe, recorder)
+            self._fit(
+                self.base, self.corpus.names, "base", settings.recipe, recorder, aligned=False
+            )
         else:
             with self._naming("base"):
                 self._fit_together(features, recorder)
@@ -260,10 +281,7 @@ class Experiment:
     def _features_of(self, language: str) -> list[dict[str, Any]]:
         """A language's examples for the task alone, without sentences to align."""
         rows = [row for row in self.corpus.train if row["language"] == language]
-        return [
-            {name: value for name, value in entry.items() if name != "alignment"}
-            for entry in self.task.encode(rows)
-        ]
+        return _unaligned(self.task).encode(rows)
 
     def _fit_together(self, features: dict[str, Any], recorder: Any) -> None:
         """First-order MAML, or projection of conflicting gradients."""
@@ -292,22 +310,27 @@ class Experiment:
         name: str,
         recipe: Recipe,
         recorder: Any = None,
+        *,
+        aligned: bool = True,
     ) -> None:
-        """One training outside the sequences."""
+        """One training outside the sequences, with steps of alignment where they are asked for."""
         chosen = set(languages)
         rows = [row for row in self.corpus.train if row["language"] in chosen]
-        log = StageLog(self.target)
+        log, seed = StageLog(self.target), self._seed(f"{name}/batches")
+        task = self.task if aligned else _unaligned(self.task)
+        features = task.encode(rows)
+        recipe, further = with_alignment(self.config, task, features, recipe, seed)
         with self._naming(name):
             fit(
                 model,
-                self.task.encode(rows),
+                features,
                 recipe,
                 collate=self.task.collate,
-                seed=self._seed(f"{name}/batches"),
+                seed=seed,
                 folder=log.trainer_folder(0),
                 on_step=self.steps.named(name),
                 callbacks=[] if recorder is None else [recorder],
-                **task_arguments(self.config, self.task),
+                **further,
             )
 
     @contextlib.contextmanager
@@ -336,7 +359,7 @@ class Experiment:
                 "inputs": self._inputs,
                 **what,
                 "orders": orders,
-                **_directory.described(settings, self._seeds(runs)),
+                **_directory.described(settings, self._seeds(runs), self.task, self.corpus.test),
             },
         )
 
@@ -358,3 +381,8 @@ class Experiment:
                 for part in parts
             }
         return found
+
+
+def _unaligned(task: Task) -> Task:
+    """The task alone, without sentences to align."""
+    return dataclasses.replace(task, align=False) if isinstance(task, Translation) else task

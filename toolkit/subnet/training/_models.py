@@ -35,7 +35,8 @@ def adapted(base: Any, adaptation: AdaptationConfig, rank: int, seed: int) -> An
 
     Raises:
         InputError: The rank is above the width of a layer that it is to be added to, or no module
-            has the names that are asked for.
+            has the names that are asked for, or one of a head has: `adaptation.head` says whether
+            a head is trained, and then all of it is.
     """
     import re
 
@@ -70,6 +71,15 @@ def adapted(base: Any, adaptation: AdaptationConfig, rank: int, seed: int) -> An
             f"adaptation.targets is {adaptation.targets!r}, which no module of the model matches",
             expected="a regular expression for whole names, such as .*\\.(query|value)",
         ) from error
+    for name, _ in wrapped.named_parameters():
+        if ".lora_" in name and is_of(name, heads):
+            place = name.removeprefix("base_model.model.").partition(".lora_")[0]
+            raise InputError(
+                f"adaptation.targets is {adaptation.targets!r}, which matches {place}, a part of "
+                "the head",
+                expected="modules of the body: adaptation.head says whether the head is trained",
+                fix=f"leave it out, as by (?!{place.partition('.')[0]}).*\\.(query|value)",
+            )
     for name, layer in wrapped.named_modules():
         if hasattr(layer, "lora_A") and hasattr(layer, "get_base_layer"):
             width = min(layer.get_base_layer().weight.shape)
@@ -110,7 +120,77 @@ def is_of(name: str, modules: Sequence[str]) -> bool:
 
 def layer_of(name: str) -> int | None:
     """Number of the block that a parameter belongs to; None of embeddings, heads and the like."""
+    return _block_of(name)[1]
+
+
+def _block_of(name: str) -> tuple[str, int | None]:
+    """The stack of blocks that a parameter or module belongs to, and the number of its block."""
     import re
 
-    found = re.search(r"\.(?:layer|layers|h|block|blocks)\.(\d+)\.", f".{name}")
-    return None if found is None else int(found.group(1))
+    found = re.search(r"\.(?:layer|layers|h|block|blocks)\.(\d+)\.", f".{name}.")
+    return ("", None) if found is None else (name[: max(found.start() - 1, 0)], int(found.group(1)))
+
+
+def above_blocks(model: Any, names: Sequence[str]) -> set[str]:
+    """Those parameters without a layer number that are used after the last block.
+
+    Found by a pass over two tokens, since modules need not be listed in the order in which they
+    run. What stands within a stack of blocks is compared with that stack: the final norm of an
+    encoder is above the encoder's blocks, though a decoder follows; the embeddings of the decoder
+    are below its own. What stands in none (a pooler, what writes tokens) is compared with all.
+
+    Args:
+        model: Also in PEFT.
+        names: Of its parameters.
+
+    Returns:
+        Poolers, final norms, transforms before an output, and an output whose weights are not the
+        embeddings'. What no module's call uses is not among them.
+    """
+    numberless = [name for name in names if layer_of(name) is None]
+    first = _calls(model) if numberless else []
+    last: dict[str, int] = {}  # stack to the first call of the last module within its blocks
+    for number, name in enumerate(first):
+        stack, layer = _block_of(name)
+        if layer is not None:
+            last[stack] = number
+    found = set()
+    for name in numberless:
+        module = name.rpartition(".")[0]
+        around = [stack for stack in last if f"{module}.".startswith(f"{stack}." if stack else "")]
+        if not last or module not in first:
+            continue
+        end = last[max(around, key=len)] if around else max(last.values())
+        if first.index(module) > end:
+            found.add(name)
+    return found
+
+
+def _calls(model: Any) -> list[str]:
+    """Names of modules in the order of their first calls; the model's mode stays."""
+    import torch
+
+    from subnet.model import evaluation_mode
+
+    settings = model.config
+    ends = settings.eos_token_id  # some have several, others none; some heads read what is at it
+    ends = ends[0] if isinstance(ends, list) else ends
+    word = next(number for number in range(3) if number not in (settings.pad_token_id, ends))
+    ends = word if ends is None else ends
+    device = next(model.parameters()).device
+    inputs = {"input_ids": torch.tensor([[word, ends]], device=device)}
+    if settings.is_encoder_decoder:
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    order: dict[str, None] = {}
+
+    def watch(name: str) -> Any:
+        return lambda *_: order.setdefault(name)
+
+    handles = [part.register_forward_pre_hook(watch(name)) for name, part in model.named_modules()]
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(order)

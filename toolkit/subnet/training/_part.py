@@ -5,8 +5,8 @@ from __future__ import annotations
 import typing
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 _NUMBERS = {int: ("int_type", "a whole number"), float: ("float_type", "a number")}
 
@@ -27,6 +27,21 @@ class Part(BaseModel):
         if number and kinds <= {int, float} and _holds(value, (bool, str)):
             raise PydanticCustomError(*_NUMBERS[number])
         return value
+
+
+def refuse(part: Part, keys: tuple[str, ...], expected: str) -> ValidationError:
+    """What a validator of a whole table raises: it names a key of it, and not the table.
+
+    Args:
+        part: The table.
+        keys: Those that do not go together; the first one that is set is named.
+        expected: What would go.
+    """
+    key = next((key for key in keys if key in part.model_fields_set), keys[0])
+    problem = InitErrorDetails(
+        type=PydanticCustomError("together", expected), loc=(key,), input=getattr(part, key)
+    )
+    return ValidationError.from_exception_data(type(part).__name__, [problem])
 
 
 def _kinds(annotation: Any) -> set[Any]:

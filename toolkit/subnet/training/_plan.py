@@ -7,7 +7,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from subnet.errors import InputError
+from subnet.errors import InputError, UnknownLanguageError
+from subnet.language import LanguageIndex
 from subnet.training._sequence import derived_seed
 from subnet.training.config import Sharing, TrainingConfig
 
@@ -83,9 +84,15 @@ def plan_runs(config: TrainingConfig, languages: Sequence[str]) -> tuple[Run, ..
 
     Raises:
         InputError: An order repeats a language, lacks one, or names one that is not trained; a seed
-            or order comes twice.
+            or order comes twice; there are fewer languages than replicates.
     """
     orders = _orders(config, languages)
+    if config.sequence.replicates > len(languages):
+        raise InputError(
+            f"sequence.replicates is {config.sequence.replicates}, and {len(languages)} languages "
+            "are trained",
+            expected=f"{len(languages)} or less",
+        )
     seeds = config.sequence.seeds
     if len(set(seeds)) < len(seeds):
         raise InputError(f"sequence.seeds is {list(seeds)}", expected="each seed once")
@@ -101,13 +108,13 @@ def plan_lone(
 ) -> tuple[Lone, ...]:
     """An adapter for each language, and second ones of the first languages of the first order.
 
-    Where nothing is shared, what the sequence trains are such adapters already, and without masks
-    they are trained as the second ones are.
+    Where languages have parameters of their own, what the sequence trains are their adapters
+    already, in the same folders; where nothing is shared and there are no masks, they are trained
+    as the second ones are.
     """
     wanted = config.sequence
-    own = cell.sharing == "none"
-    first = languages if wanted.adapters and not own else ()
-    masked = own and config.subnetworks.method != "none"
+    first = languages if wanted.adapters and cell.sharing == "full" else ()
+    masked = cell.sharing == "none" and config.subnetworks.method != "none"
     second = () if masked else runs[0].order[: wanted.replicates]
     container = "adapters" if cell.rank else "weights"
     return (
@@ -125,7 +132,8 @@ def _orders(config: TrainingConfig, languages: Sequence[str]) -> list[tuple[str,
         return _random_orders(config.seed, languages, asked)
     if not asked:
         raise InputError("sequence.orders is []", expected="a number, or one or more orders")
-    for order in asked:
+    orders = [_named_as(languages, order) for order in asked]
+    for order in orders:
         twice = [label for label in order if order.count(label) > 1]
         if twice:
             raise InputError(
@@ -141,9 +149,23 @@ def _orders(config: TrainingConfig, languages: Sequence[str]) -> list[tuple[str,
                 else f"an order of sequence.orders lacks {lacking[0]!r}",
                 expected=f"each of {', '.join(languages)} once",
             )
-    if len(set(asked)) < len(asked):
+    if len(set(orders)) < len(orders):
         raise InputError("sequence.orders has an order twice", expected="each order once")
-    return [tuple(order) for order in asked]
+    return orders
+
+
+def _named_as(languages: Sequence[str], order: Sequence[str]) -> tuple[str, ...]:
+    """An order under the labels of the examples, which other names of a language stand for."""
+    index, found = LanguageIndex(), []
+    for label in languages:
+        index.add(label)
+    for name in order:
+        try:
+            label = index.add(name).label
+        except UnknownLanguageError:
+            label = name
+        found.append(label if label in languages else name)
+    return tuple(found)
 
 
 def _random_orders(seed: int, languages: Sequence[str], n: int) -> list[tuple[str, ...]]:

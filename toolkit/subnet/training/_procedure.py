@@ -11,8 +11,12 @@ from subnet.errors import InputError
 from subnet.training._models import heads_of
 from subnet.training._stages import last_checkpoint
 from subnet.training._trainer import fit
+from subnet.training._turns import Turns
+from subnet.training._without_effect import check_settings_act
 from subnet.training.config import TrainingConfig
+from subnet.training.recipe import Recipe
 from subnet.training.tasks import Task
+from subnet.training.tasks._translation_language import check_identifiable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,18 +82,19 @@ class Procedure:
             "on_step": on_step,
             "save_every": self.config.output.save_every,
         }
-        recipe = self.config.training.recipe
+        recipe, further = with_alignment(
+            self.config, self.task, features, self.config.training.recipe, seed
+        )
         if method == "sparse":
             return self._sparse(model, features, common, language, folder)
         common |= {"folder": folder, "resume": self._resume(folder)}
         if method == "none":
-            fit(model, features, recipe, **common, **task_arguments(self.config, self.task))
+            fit(model, features, recipe, **common, **further)
             return Left()
         from subnet.training.subnetworks import fit_masked
 
         mask = self._mask(language)
-        common |= task_arguments(self.config, self.task)
-        fit_masked(model, features, recipe, mask=mask, **common)
+        fit_masked(model, features, recipe, mask=mask, **common, **further)
         if method == "dynamic":
             return Left(mask.subnetwork(language, self.identity), mask.history)
         return Left()
@@ -155,24 +160,49 @@ class Procedure:
         return tuple(f"*{name}*" for name in heads_of(self.base))
 
 
-def task_arguments(config: TrainingConfig, task: Task) -> dict[str, Any]:
-    """What a task asks of `fit`: steps of alignment between those of translation."""
-    trainer_class = getattr(task, "trainer_class", None)
-    if trainer_class is None:
-        return {}
-    return {"trainer_class": trainer_class, "temperature": config.translation.temperature}
+def with_alignment(
+    config: TrainingConfig,
+    task: Task,
+    features: Sequence[Mapping[str, Any]],
+    recipe: Recipe,
+    seed: int,
+) -> tuple[Recipe, dict[str, Any]]:
+    """A training as `fit` takes it, with steps of alignment between the task's where it has them.
+
+    Returns:
+        The recipe over all steps, and further arguments of `fit`.
+    """
+    if turns_of(task) is None:
+        return recipe, {}
+    from subnet.training.alignment import alternating
+
+    temperature = config.translation.temperature
+    return alternating(features, recipe, seed=seed, temperature=temperature, turns=turns_of(task))
 
 
-def steps_of_a_stage(config: TrainingConfig) -> int:
+def turns_of(task: Task) -> Turns | None:
+    """How steps of the task and of alignment take turns; None where there are only the task's."""
+    return Turns() if getattr(task, "align", False) else None
+
+
+def steps_of(task: Task, steps: int) -> int:
+    """Optimizer steps of a training with a number of steps of the task."""
+    turns = turns_of(task)
+    return steps if turns is None else turns.total(steps)
+
+
+def steps_of_a_stage(config: TrainingConfig, task: Task) -> int:
     """Optimizer steps of one stage; sparse fine-tuning trains twice."""
-    return config.training.steps * (2 if config.subnetworks.method == "sparse" else 1)
+    return steps_of(task, config.training.steps) * (
+        2 if config.subnetworks.method == "sparse" else 1
+    )
 
 
 def check_procedure(config: TrainingConfig) -> None:
-    """Refuse what cannot be trained together.
+    """Refuse what cannot be trained together, and settings that have no effect.
 
     Raises:
-        InputError: Says which two settings.
+        InputError: Says which settings.
     """
     method, tuning = config.subnetworks.method, config.adaptation.tuning
     if method in ("sparse", "dynamic") and tuning == "lora":
@@ -190,3 +220,6 @@ def check_procedure(config: TrainingConfig) -> None:
             f"translation.alignment is asked for and task is {config.task!r}",
             expected="task = 'translation'",
         )
+    check_settings_act(config)
+    if config.task == "translation":
+        check_identifiable(config.translation.identify_among, "translation.identify_among")

@@ -102,7 +102,7 @@ class SequenceRun:
     def run(self) -> None:
         """Train what is not trained yet, and write what the run delivers."""
         done = self._resume()
-        self.setting.passed(max(done, 0) * steps_of_a_stage(self.setting.config))
+        self.setting.passed(max(done, 0) * steps_of_a_stage(self.setting.config, self.setting.task))
         if done < 0:
             self.setting.named("testing the base")
             self._enter(0, "base", self._test_base())

@@ -23,7 +23,8 @@ def starting_model(
         config: What is asked for.
         labels: What the model tells apart.
         folder: What paths of the configuration are relative to.
-        seed: Seed of weights that are drawn: all of a small model, the head of another.
+        seed: Seed of weights that are drawn: all of a small model, the head of another. A head that
+            tells other labels apart is drawn anew, unless its labels have no names (`LABEL_0`).
 
     Raises:
         MissingInputError: There is no such model.
@@ -36,7 +37,12 @@ def starting_model(
     if not config.model.name:
         tokenizer = build_tokenizer(config.data.max_length)
         build = _small_writer if config.task == "translation" else _small_encoder
-        return build(config, labels, len(tokenizer)), tokenizer
+        model = build(config, labels, len(tokenizer))
+        heads = heads_of(model)
+        if heads and _stays(config):
+            name = next(name for name, _ in model.named_parameters() if is_of(name, heads))
+            raise _random_head(f"a small model from random weights has no {name} for these labels")
+        return model, tokenizer
     beside = folder / config.model.name
     name = str(beside) if beside.is_dir() else config.model.name
     if not beside.is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
@@ -49,10 +55,12 @@ def starting_model(
         _check_folder(beside)
     options: dict[str, Any] = {"trust_remote_code": False, "dtype": "float32"}
     options |= {"use_safetensors": True, "output_loading_info": True}
+    others: tuple[str, ...] = ()
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         settings = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         if labels:
+            others = _other_labels(settings, labels)
             order = labels_of(settings, labels)
             settings.num_labels = len(order)
             settings.id2label = dict(enumerate(order))
@@ -67,7 +75,13 @@ def starting_model(
             expected="a folder that save_pretrained wrote as safetensors, with its tokenizer, or "
             "a name on the hub",
         ) from error
-    _check_weights(report, model, config)
+    new = _check_body(report, model, config)
+    heads = heads_of(model)
+    if others and not any(is_of(name, heads) for name in report["missing_keys"]):
+        _check_other_head(config, others, labels)
+        _draw_head(model, seed)
+    elif new and _stays(config):
+        raise _random_head(f"the model {config.model.name!r} has no {new[0]} for these labels")
     check_finite(model, beside if beside.is_dir() else name)
     _check_length(model, config)
     _check_tokenizer(tokenizer, model, beside if beside.is_dir() else name)
@@ -83,6 +97,59 @@ def labels_of(model: Any, labels: Sequence[str]) -> tuple[str, ...]:
     found = getattr(model, "config", model).id2label or {}
     order = tuple(str(found[index]) for index in sorted(found))
     return order if set(order) == set(labels) and len(order) == len(labels) else tuple(labels)
+
+
+def _other_labels(settings: Any, labels: Sequence[str]) -> tuple[str, ...]:
+    """The labels that a configuration names, where they are not these; none that are made up."""
+    found = settings.id2label or {}
+    unnamed = all(str(label) == f"LABEL_{index}" for index, label in found.items())
+    names = tuple(sorted(map(str, found.values())))
+    return () if unnamed or set(names) == set(labels) else names
+
+
+def _check_other_head(config: TrainingConfig, theirs: Sequence[str], ours: Sequence[str]) -> None:
+    """Refuse a head that was trained on other labels where the new one would stay random."""
+    if _stays(config):
+        raise _random_head(
+            f"the head of the model {config.model.name!r} tells other labels apart "
+            f"({_listed(theirs)}) than these data have ({_listed(ours)})",
+            fix="if they mean the same, rename those in id2label and label2id of its config.json",
+        )
+
+
+def _draw_head(model: Any, seed: int) -> None:
+    """Draw the head anew, all of it: of as many labels as ours it was loaded as it is."""
+    import torch
+    from transformers import set_seed
+
+    set_seed(seed)
+    with torch.no_grad():
+        for name in heads_of(model):
+            for part in model.get_submodule(name).modules():
+                for value in part.parameters(recurse=False):
+                    # Else transformers leaves it as it was loaded.
+                    value._is_hf_initialized = False  # noqa: SLF001
+                model._init_weights(part)  # noqa: SLF001 - has no other name
+
+
+def _listed(labels: Sequence[str], most: int = 6) -> str:
+    names = sorted(labels)
+    more = f" and {len(names) - most} others" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _stays(config: TrainingConfig) -> bool:
+    """Whether the head that training starts from is never trained."""
+    return not config.base.steps and config.adaptation.head == "frozen"
+
+
+def _random_head(found: str, fix: str | None = None) -> InputError:
+    return InputError(
+        f"{found}, and a new one would stay random",
+        expected="base.steps above 0, which train it, or adaptation.head = 'shared' or "
+        "'per_language'",
+        fix=fix,
+    )
 
 
 def _model_class(task: str, settings: Any) -> Any:
@@ -139,8 +206,8 @@ def _check_tokenizer(tokenizer: Any, model: Any, place: str | Path) -> None:
         )
 
 
-def _check_weights(report: Mapping[str, Any], model: Any, config: TrainingConfig) -> None:
-    """Refuse a body that is partly random, and a random head that would stay what it is."""
+def _check_body(report: Mapping[str, Any], model: Any, config: TrainingConfig) -> list[str]:
+    """Refuse a body that is partly random; what else is, the head by its name before a pooler."""
     mismatched = {key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]}
     new = sorted({*report["missing_keys"], *mismatched})
     heads = heads_of(model)
@@ -153,14 +220,7 @@ def _check_weights(report: Mapping[str, Any], model: Any, config: TrainingConfig
             expected="a model for this task",
             fix="check task and model.name",
         )
-    new.sort(key=lambda name: not is_of(name, heads))  # the head by its name, before a pooler
-    if new and not config.base.steps and config.adaptation.head == "frozen":
-        raise InputError(
-            f"the model {config.model.name!r} has no {new[0]} for these labels, and a new one "
-            "would stay random",
-            expected="base.steps above 0, which train it, or adaptation.head = 'shared' or "
-            "'per_language'",
-        )
+    return sorted(new, key=lambda name: not is_of(name, heads))
 
 
 def _check_length(model: Any, config: TrainingConfig) -> None:

@@ -7,7 +7,8 @@ depth, InfoNCE in one direction; steps alternate, the losses are not added.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from subnet.errors import InputError
 from subnet.model import base_model
 from subnet.training._callbacks import EvenTrainer
 from subnet.training._processes import n_processes, processes
+from subnet.training._turns import Turns
+from subnet.training.recipe import Recipe
 
 #: Ways of distributing a model whose layers cannot be called apart from the whole.
 _SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP", "XLA")
@@ -94,9 +97,11 @@ class AlternatingTrainer(EvenTrainer):
 
     Every batch holds `alignment` beside the task's inputs (`Translation(..., align=True)` makes
     it): `a`, `a_mask`, `b`, `b_mask` [n, t] and `group` [n]. A step of the task passes it over, a
-    step of alignment uses nothing else. Both count as steps, so that a training with one of each
-    needs twice the steps for as much of the task. One optimizer moves both; parameters behind half
-    depth, and the decoder, are left alone by alignment steps.
+    step of alignment uses nothing else. One optimizer and one schedule of learning rates move both;
+    parameters behind half depth, and the decoder, are left alone by alignment steps.
+
+    To Trainer both are steps: `max_steps` and `save_steps` count either kind. `alternating` makes
+    the number of steps and the batches with which the task is trained as without alignment.
 
     Several processes compare the pairs of all of them: the result is that of one.
 
@@ -111,8 +116,9 @@ class AlternatingTrainer(EvenTrainer):
             batch has no sentences to align.
 
     Example:
+        >>> recipe, further = alternating(features, recipe, seed=0)  # doctest: +SKIP
         >>> fit(model, features, recipe, collate=task.collate, seed=0, folder=scratch,
-        ...     trainer_class=AlternatingTrainer)  # doctest: +SKIP
+        ...     **further)  # doctest: +SKIP
     """
 
     def __init__(
@@ -123,9 +129,7 @@ class AlternatingTrainer(EvenTrainer):
         temperature: float = 0.1,
         **others: Any,
     ) -> None:
-        for name, steps in (("task_steps", task_steps), ("alignment_steps", alignment_steps)):
-            if steps < 1:
-                raise InputError(f"{name} is {steps}", expected="1 or more")
+        self._turns = Turns(task_steps, alignment_steps)
         if not temperature > 0:
             raise InputError(f"temperature is {temperature}", expected="a number above 0")
         super().__init__(*positional, **others)
@@ -135,7 +139,6 @@ class AlternatingTrainer(EvenTrainer):
                 f"alignment steps do not run under {kind}",
                 expected="whole copies of the model on every process (DDP)",
             )
-        self._task_steps, self._alignment_steps = task_steps, alignment_steps
         self._temperature = temperature
 
     def training_step(
@@ -149,8 +152,7 @@ class AlternatingTrainer(EvenTrainer):
                 expected="'alignment' in every feature",
                 fix="make the task with align=True",
             )
-        place = self.state.global_step % (self._task_steps + self._alignment_steps)
-        if place < self._task_steps:
+        if self._turns.is_task(self.state.global_step):
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
             return loss
         return self._alignment_step(model, pairs)
@@ -173,6 +175,44 @@ class AlternatingTrainer(EvenTrainer):
             _add_gradients(inner)
         detached: Tensor = loss.detach()
         return detached
+
+
+def alternating(
+    features: Sequence[Mapping[str, Any]],
+    recipe: Recipe,
+    *,
+    seed: int,
+    temperature: float = 0.1,
+    turns: Turns | None = None,
+) -> tuple[Recipe, dict[str, Any]]:
+    """A training with steps of alignment in addition to the recipe's, which are of the task.
+
+    The task is trained on the batches of a training without alignment, in the same order; the
+    schedule of learning rates runs over the steps of both kinds.
+
+    Args:
+        features: Of a task with `align=True`.
+        recipe: Of the task alone.
+        seed: Of the order of examples, as `fit` is given it.
+        temperature: τ of `alignment_loss`.
+        turns: How many of each; one by one by default.
+
+    Returns:
+        The recipe over all steps, and further arguments of `fit`.
+    """
+    turns = turns or Turns()
+    batches = turns.draw_batches(
+        [len(entry["input_ids"]) for entry in features],
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        seed=seed,
+    )
+    return recipe.replace(steps=turns.total(recipe.steps)), {
+        "batches": batches,
+        "trainer_class": AlternatingTrainer,
+        "temperature": temperature,
+        **dataclasses.asdict(turns),
+    }
 
 
 def _of_all(values: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError
 from subnet._toml import read_toml
 from subnet.errors import SubnetError
 from subnet.training._part import Part as _Part
+from subnet.training._part import refuse as _refuse
 from subnet.training.recipe import PRECISIONS, SCHEDULES, Recipe
 
 #: How much the languages of a sequence share, from nothing to everything.
@@ -49,10 +50,17 @@ class DataConfig(_Part):
         default=180, description="cldr: concepts kept of each kind, so that no kind dominates"
     )
     test_share: float = Field(
-        default=0.3, gt=0, lt=1, description="cldr: share of concepts that is tested"
+        default=0.3,
+        gt=0,
+        lt=1,
+        description="cldr: share of concepts that is tested; and of translations whose files have "
+        "no split",
     )
     validation_share: float = Field(
-        default=0.1, gt=0, lt=1, description="cldr: share that neither training nor tests see"
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="of the same: share that neither training nor tests see",
     )
     max_train: int = Field(
         default=0, ge=0, description="most training examples of a language; 0: all"
@@ -63,7 +71,9 @@ class DataConfig(_Part):
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Self:
         if self.test_share + self.validation_share >= 1:
-            raise PydanticCustomError("shares", "test_share and validation_share below 1 together")
+            both = self.test_share + self.validation_share
+            expected = f"test_share and validation_share below 1 together, and not {both:g}"
+            raise _refuse(self, ("test_share", "validation_share"), expected)
         return self
 
 
@@ -93,16 +103,18 @@ class ModelConfig(_Part):
     @model_validator(mode="after")
     def _divisible(self) -> ModelConfig:
         if self.width % self.heads:
-            raise PydanticCustomError(
-                "width", f"a width of {self.width} that {self.heads} heads divide evenly"
-            )
+            expected = f"a width that is a multiple of heads; {self.width} is none of {self.heads}"
+            raise _refuse(self, ("heads", "width"), expected)
         return self
 
 
 class RecipeConfig(_Part):
-    """How long and how fast; `[training]` of a stage."""
+    """`[training]`: how long and how fast each language is trained."""
 
-    steps: PositiveInt = Field(default=60, description="optimizer steps of a stage")
+    steps: PositiveInt = Field(
+        default=60,
+        description="optimizer steps of a stage, on the task: translation.alignment adds its own",
+    )
     batch_size: PositiveInt = Field(
         default=32, description="examples of a step, over all processes"
     )
@@ -129,12 +141,20 @@ class RecipeConfig(_Part):
     )
     gradient_checkpointing: bool = Field(default=False, description="less memory, more time")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_warmup_of_a_constant_rate(cls, given: Any) -> Any:
+        """A default of other schedules is not recorded where none happens."""
+        if isinstance(given, Mapping) and "warmup" not in given:
+            constant = given.get("schedule", cls.model_fields["schedule"].default) == "constant"
+            return {**given, "warmup": 0.0} if constant else given
+        return given
+
     @model_validator(mode="after")
     def _warmup_that_happens(self) -> Self:
         if self.warmup and self.schedule == "constant" and "warmup" in self.model_fields_set:
-            raise PydanticCustomError(
-                "warmup", "schedule = 'constant_with_warmup' where warmup is above 0"
-            )
+            expected = "schedule = 'constant_with_warmup' where warmup is above 0"
+            raise _refuse(self, ("warmup",), expected)
         return self
 
     @field_validator("optimizer")
@@ -158,16 +178,25 @@ class RecipeConfig(_Part):
 class BaseRecipe(RecipeConfig):
     """`[base]`: training on all languages together before the sequence."""
 
-    steps: int = Field(default=600, ge=0, description="0: the model is taken as it is")
+    steps: int = Field(
+        default=600,
+        ge=0,
+        description="optimizer steps, never of alignment; 0: the model is taken as it is",
+    )
     batch_size: PositiveInt = Field(
-        default=64, description="examples of a step, over all processes"
+        default=64,
+        description="plain, pcgrad: examples of a step, over all processes; a step of meta has "
+        "support + query of each language",
     )
     learning_rate: PositiveFloat = Field(default=1e-3, description="peak of the schedule")
     schedule: Literal["constant", "linear", "cosine", "constant_with_warmup"] = Field(
         default="linear", description=f"one of {', '.join(SCHEDULES)}"
     )
     warmup: float = Field(
-        default=0.1, ge=0, lt=1, description="share of the steps in which the rate rises"
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="share of the steps in which the rate rises; none where schedule is constant",
     )
     method: Literal["plain", "meta", "pcgrad"] = Field(
         default="plain",
@@ -269,10 +298,21 @@ class SequenceConfig(_Part):
         "every overlap",
     )
 
+    @field_validator("orders", mode="before")
+    @classmethod
+    def _a_number_or_orders(cls, value: Any) -> Any:
+        is_list = isinstance(value, list | tuple) and all(
+            isinstance(order, list | tuple) and all(isinstance(name, str) for name in order)
+            for order in value
+        )
+        if isinstance(value, bool) or not (is_list or isinstance(value, int)):
+            raise PydanticCustomError("orders", "a number, or a list of lists of languages")
+        return value
+
     @model_validator(mode="after")
     def _adapters_to_replicate(self) -> Self:
         if self.replicates and not self.adapters:
-            raise PydanticCustomError("replicates", "adapters = true with replicates")
+            raise _refuse(self, ("replicates",), "adapters = true with replicates")
         return self
 
 
@@ -296,7 +336,9 @@ class SubnetworksConfig(_Part):
     forward: bool = Field(
         default=False, description="static: the forward pass of training sees zeros outside"
     )
-    every: PositiveInt = Field(default=10, description="dynamic: steps between two masks")
+    every: PositiveInt = Field(
+        default=10, description="dynamic: steps, of either kind, between two masks"
+    )
     score: Literal["taylor", "fisher"] = Field(
         default="taylor", description="dynamic: |g w| or g^2 of the training's own gradients"
     )
@@ -307,7 +349,8 @@ class SubnetworksConfig(_Part):
     @model_validator(mode="after")
     def _masks_for_static(self) -> SubnetworksConfig:
         if (self.method == "static") != bool(self.masks):
-            raise PydanticCustomError("masks", "masks with method = 'static', and with it only")
+            expected = "masks with method = 'static', and with it only"
+            raise _refuse(self, ("masks", "method"), expected)
         return self
 
 
@@ -324,11 +367,17 @@ class TranslationConfig(_Part):
     beams: PositiveInt = Field(default=1, description="width of beam search; 1: greedy")
     alignment: bool = Field(
         default=False,
-        description="steps that align parallel sentences take turns with steps of the task",
+        description="after each step of the task comes one that aligns parallel sentences: as many "
+        "in addition, the schedule of learning rates runs over both; [base] has none",
     )
     temperature: PositiveFloat = Field(default=0.1, description="of the alignment's softmax")
     also_tested: tuple[str, ...] = Field(
         default=(), description="directions that are tested and not trained"
+    )
+    identify_among: tuple[str, ...] = Field(
+        default=(),
+        description="languages that py3langid chooses among for language_accuracy; empty: all it "
+        "knows. Fewer are easier to tell apart, and an output in any other counts as one of them",
     )
 
 
@@ -352,7 +401,8 @@ class OutputConfig(_Part):
     save_every: int = Field(
         default=0,
         ge=0,
-        description="steps within a stage after which it can go on; 0: stages are whole",
+        description="steps within a stage, of either kind, after which it can go on; 0: stages are "
+        "whole",
     )
 
 

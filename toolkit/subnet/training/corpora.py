@@ -15,7 +15,7 @@ from subnet.language import Language, LanguageIndex
 from subnet.training._example_checks import check_examples, check_languages, file_of
 from subnet.training.config import TrainingConfig
 from subnet.training.data import load_data
-from subnet.training.languages import FAMILIES, resolve_languages
+from subnet.training.languages import FAMILIES, of_a_training, resolve_languages
 from subnet.training.slots import load_slots
 from subnet.training.tasks import Row
 from subnet.training.terms import TERM_KINDS
@@ -69,10 +69,13 @@ def load_corpus(config: TrainingConfig, folder: Path) -> Corpus:
         MissingInputError: A file is not there, or a language has no examples.
         InputError: A language is unknown, an example lacks what the task needs.
     """
-    if config.task == "translation":
-        corpus = _translations(config, folder)
-    else:
-        corpus = _generated(config) if config.data.source == "cldr" else _from_files(config, folder)
+    with of_a_training():
+        if config.task == "translation":
+            corpus = _translations(config, folder)
+        elif config.data.source == "cldr":
+            corpus = _generated(config)
+        else:
+            corpus = _from_files(config, folder)
     return dataclasses.replace(
         corpus,
         train=_capped(corpus.train, config.data.max_train, config.seed),

@@ -101,7 +101,7 @@ def _configuration(settings: DemoSettings, labels: Sequence[str], seed: int) -> 
         adaptation=AdaptationConfig(
             rank=settings.rank, alpha_over_rank=settings.alpha / settings.rank
         ),
-        sequence=SequenceConfig(adapters=True, replicates=settings.replicates),
+        sequence=SequenceConfig(adapters=True, replicates=min(settings.replicates, len(labels))),
         training=RecipeConfig(
             steps=settings.adapter_steps,
             batch_size=settings.adapter_batch_size,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,8 +86,25 @@ def resolve_languages(languages: str | Sequence[str]) -> tuple[DemoLanguage, ...
             expected="at least two",
             fix='name several (de,fr,ru), or ask for "default" or "all"',
         )
-    found = LanguageIndex().add_distinct(labels)
+    with of_a_training():
+        found = LanguageIndex().add_distinct(labels)
     return tuple(_describe(label, language) for label, language in found.items())
+
+
+@contextlib.contextmanager
+def of_a_training() -> Iterator[None]:
+    """Let what is wrong with a language point to nothing that a training does not read.
+
+    What a label means, a checkpoint directory says in `subnet.toml`; examples have no such file.
+    """
+    try:
+        yield
+    except UnknownLanguageError as error:
+        if "subnet.toml" not in (error.fix or ""):
+            raise
+        raise UnknownLanguageError(
+            error.found, path=error.path, expected=error.expected, fix="correct it, or leave it out"
+        ) from error
 
 
 def _describe(label: str, language: Language) -> DemoLanguage:
@@ -106,6 +124,6 @@ def _cldr_locale(language: Language) -> str:
         raise UnknownLanguageError(
             f"CLDR has no words for {language.label!r} ({language.name})",
             expected="a language with CLDR locale data",
-            fix="leave it out; the 52 languages that --languages all takes all have them",
+            fix='leave it out; those that "all" stands for all have them',
         ) from error
     return str(found)

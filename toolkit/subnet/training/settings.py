@@ -39,7 +39,7 @@ class DemoSettings:
         adapter_learning_rate: Rate of an adapter, constant, so that a stage's summed rate is
             simply rate times steps.
         replicates: Languages, the first of the order, that get a second adapter from another seed:
-            the ceiling of every overlap.
+            the ceiling of every overlap. All of them where there are fewer.
     """
 
     kinds: tuple[str, ...] = TERM_KINDS

@@ -6,7 +6,10 @@ those that are a language's own are put into it when that language is trained or
 - `full`: nothing is a language's own;
 - `none`: all that is trained is;
 - `partial`: LoRA's B is and its A is not (`shared_a`), or the upper layers are and the lower ones
-  are not (`lower_layers`). The third reading, one shared LoRA of rank r over a frozen backbone, is
+  are not (`lower_layers`), in both halves of an encoder-decoder. With the upper layers goes what
+  stands on them and is trained: a pooler, the final norm of either half, what writes tokens where
+  its weights are not the embeddings'. Embeddings, their norms and position biases stay with the
+  lower ones. The third reading, one shared LoRA of rank r over a frozen backbone, is
   `full` with LoRA: the rank is the amount that is shared.
 
 A language that was not trained yet has the values before training: its B is zero, so that the base
@@ -21,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subnet.errors import InputError
-from subnet.training._models import ADAPTER, heads_of, is_of, layer_of
+from subnet.training._models import ADAPTER, above_blocks, heads_of, is_of, layer_of
 from subnet.training.config import AdaptationConfig, Sharing
 
 if TYPE_CHECKING:
@@ -65,10 +68,8 @@ def own_parameters(model: Any, adaptation: AdaptationConfig, sharing: Sharing) -
                 f"which is {lower}",
                 expected="layers on both sides",
             )
-        shared = set(sorted(numbers)[:lower])
-        own = {name for name in rest if (number := layer_of(name)) is not None} - {
-            name for name in rest if layer_of(name) in shared
-        }
+        upper = set(sorted(numbers)[lower:])
+        own = {name for name in rest if layer_of(name) in upper} | above_blocks(model, rest)
     if adaptation.head == "per_language":
         own |= of_head
     return [name for name in trained if name in own]

@@ -62,11 +62,14 @@ def random_orders(n: int, *, seed: int, step: int) -> list[list[int]]:
 class PCGradTrainer(Trainer):  # type: ignore[misc]
     """Trainer whose gradient is the mean of the languages' projected ones; `fit_pcgrad` feeds it.
 
-    Gradients of all trainable parameters together are projected. Holds one gradient per language.
+    Gradients of all trainable parameters together are projected. Holds one gradient per language:
+    that of the mean loss over its labels (words, tokens or examples) in the step, however the step
+    is divided into passes and processes. Every language counts the same, also where its examples
+    are longer.
 
     Args:
         languages: All that a step has examples of.
-        per_language: How many of each, over all passes and processes.
+        project: False takes the mean of the languages' gradients as they are.
         record: Called at every step with the step and ⟨g_i, g_j⟩ [l, l].
     """
 
@@ -74,14 +77,15 @@ class PCGradTrainer(Trainer):  # type: ignore[misc]
         self,
         *arguments: Any,
         languages: Sequence[str],
-        per_language: int,
+        project: bool = True,
         record: Any = None,
         **named: Any,
     ) -> None:
         super().__init__(*arguments, **named)
-        self._languages, self._per_language = list(languages), per_language
+        self._languages, self._project = list(languages), project
         self._record = record
         self._sums: dict[str, Tensor] = {}  # parameter name to [l, *shape]
+        self._labels = torch.zeros(len(self._languages), device=self.args.device)  # in the step
 
     def training_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Tensor:
         """The mean loss of a batch; after the last pass the projected gradient is in `.grad`."""
@@ -95,13 +99,14 @@ class PCGradTrainer(Trainer):  # type: ignore[misc]
             loss = self.compute_loss(plain, part["batch"])
             losses.append(loss.detach() * part["n"] / n)
             found = torch.autograd.grad(loss, list(live.values()), allow_unused=True)
-            at, share = self._languages.index(part["key"]), part["n"] / self._per_language
+            at, labels = self._languages.index(part["key"]), self._count(part)
+            self._labels[at] += labels
             for (name, parameter), gradient in zip(live.items(), found, strict=True):
                 if name not in self._sums:
                     shape = (len(self._languages), *parameter.shape)
                     self._sums[name] = parameter.new_zeros(shape)
                 if gradient is not None:
-                    self._sums[name][at].add_(gradient, alpha=share)
+                    self._sums[name][at].add_(gradient, alpha=labels)
         if self.accelerator.sync_gradients:
             self._combine(live)
         passes: int = self.current_gradient_accumulation_steps
@@ -111,23 +116,40 @@ class PCGradTrainer(Trainer):  # type: ignore[misc]
         """Not estimated."""
         return 0
 
+    def _count(self, part: Mapping[str, Any]) -> int:
+        """Labels that the loss of a part is the mean over; examples where it has none by name."""
+        labels = part["batch"].get("labels")
+        if labels is None:
+            return int(part["n"])
+        # Where a model predicts the next token, the first one is no label.
+        labels = labels[..., 1:] if getattr(self, "_loss_shifts_labels", False) else labels
+        return int(labels.ne(-100).sum())
+
     def _combine(self, live: Mapping[str, nn.Parameter]) -> None:
         n = len(self._languages)
         products = np.zeros((n, n))
+        counts = self._labels
+        if self.accelerator.num_processes > 1:
+            counts = self.accelerator.reduce(counts, "sum")
         for name, sums in self._sums.items():
             if self.accelerator.num_processes > 1:
-                self._sums[name] = sums = self.accelerator.reduce(sums, "sum")
+                sums = self.accelerator.reduce(sums, "sum")
+            each = counts.to(sums.dtype).clamp(min=1).reshape(n, *[1] * (sums.dim() - 1))
+            self._sums[name] = sums = sums / each
             flat = sums.reshape(n, -1)
             products += (flat @ flat.T).double().cpu().numpy()
         step = self.state.global_step
         if self._record is not None:
             self._record(step, products)
-        orders = random_orders(n, seed=self.args.seed, step=step)
-        mean = projection_weights(products, orders).mean(axis=0)  # [l]
+        mean = np.full(n, 1 / n)  # [l]
+        if self._project:
+            orders = random_orders(n, seed=self.args.seed, step=step)
+            mean = projection_weights(products, orders).mean(axis=0)
         for name, sums in self._sums.items():
             weights = torch.tensor(mean, dtype=sums.dtype, device=sums.device)
             live[name].grad = torch.einsum("l,l...->...", weights, sums)
             sums.zero_()
+        self._labels.zero_()
 
 
 def fit_pcgrad(
@@ -143,7 +165,8 @@ def fit_pcgrad(
 ) -> Any:
     """Train on all languages together, in place, by PCGrad.
 
-    A step has equally many examples of every language: `recipe.batch_size` / languages of each.
+    A step has equally many examples of every language: `recipe.batch_size` / languages of each. The
+    loss is the mean of the languages' own, each the mean over its labels.
 
     Args:
         model: With a loss of its own.
@@ -152,7 +175,9 @@ def fit_pcgrad(
         collate: As of `fit`.
         seed: Of the examples, of the orders of projection and of dropout.
         folder: As of `fit`.
-        project: False trains on the same batches by the mean gradient: what to compare with.
+        project: False trains on the same batches and the same loss by the mean of the languages'
+            gradients as they are: what to compare with. Where labels are words, that is another
+            loss than `fit`'s, which counts languages by their words.
         arguments: `on_step`, `callbacks`, `save_every` and `resume` of `fit`; `record` of
             `PCGradTrainer`.
 
@@ -186,10 +211,7 @@ def fit_pcgrad(
     size = recipe.batch_size
     places = [range(step * size, (step + 1) * size) for step in range(recipe.steps)]
     shared: dict[str, Any] = {"seed": seed, "folder": folder, "batches": places, **arguments}
-    if not project:
-        shared.pop("record", None)
-        return fit(model, [e for _, e in entries], recipe, collate=collate, **shared)
     return fit(
         model, entries, recipe, collate=Parts(collate), trainer_class=PCGradTrainer,
-        languages=list(features), per_language=each, **shared,
+        languages=list(features), project=project, **shared,
     )  # fmt: skip

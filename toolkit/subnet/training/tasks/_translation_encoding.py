@@ -98,6 +98,13 @@ class PairEncoder:
         return str(decoded).strip()
 
     @property
+    def template(self) -> str:
+        """What is read: the instruction, or what stands for one where none is asked for."""
+        if self.instruction is not None:
+            return self.instruction
+        return "{source}" if self.encoder_decoder else BARE
+
+    @property
     def end(self) -> int:
         """The token that ends a target."""
         for token in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id):
@@ -126,10 +133,7 @@ class PairEncoder:
         return [int(i) for i in self.tokenizer(*text, verbose=False, **options)["input_ids"]]
 
     def _prompt(self, pair: Pair, source: str) -> Ids:
-        template = self.instruction
-        if template is None:
-            template = "{source}" if self.encoder_decoder else BARE
-        text = template.format(
+        text = self.template.format(
             source=source,
             source_language=pair.source_language.name,
             target_language=pair.target_language.name,

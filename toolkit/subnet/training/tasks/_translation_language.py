@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from subnet.errors import UnknownLanguageError
+from subnet.errors import InputError, UnknownLanguageError
 from subnet.language import Language, parse_language
 from subnet.training.tasks._translation_scores import missing
 
@@ -55,6 +55,38 @@ def why_not(language: Language, among: Sequence[str] | None = None) -> str:
     if choices is not None and _subtag(language) not in choices:
         return f"{language.name} is not among the languages to choose from"
     return _undefined(choices) or ""
+
+
+def check_identifiable(among: Sequence[str], name: str) -> None:
+    """Refuse languages to choose among that py3langid cannot choose.
+
+    Args:
+        among: Labels; none stands for all that it knows.
+        name: The setting that they are of.
+
+    Raises:
+        InputError: One is no language, is not known to py3langid, or they are fewer than two.
+        MissingInputError: py3langid is not installed.
+    """
+    if not among:
+        return
+    for label in among:
+        try:
+            found = _subtag(parse_language(label))
+        except UnknownLanguageError as error:
+            raise InputError(
+                f"{name} has {label!r}, which is no language", expected="codes such as de or en"
+            ) from error
+        if found not in _known():
+            raise InputError(
+                f"{name} has {label!r}, which py3langid does not know",
+                expected=f"some of the {len(_known())} that it knows, such as de, en and fr",
+                fix="leave it out: outputs that should be in it have no language_accuracy",
+            )
+    if len(_parsed(tuple(among))) < 2:
+        raise InputError(
+            f"{name} is {list(among)}", expected="two languages or more, or none for all"
+        )
 
 
 def _undefined(choices: frozenset[str] | None) -> str | None:

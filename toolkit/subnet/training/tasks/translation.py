@@ -68,8 +68,9 @@ class Translation:
             the instruction stays whole.
         max_new_tokens: Most tokens to write; None for `max_length`.
         beams: Width of beam search; 1 for greedy.
-        identify_among: Languages among which the output's is identified, such as those of the data;
-            None for all that py3langid knows. Fewer make short texts easier to tell.
+        identify_among: Languages among which the output's is identified; None for all that
+            py3langid knows. Fewer make short texts easier to tell, and an output in any other
+            language counts as one of them.
         align: Encode source and target also as sentences to align, for `AlternatingTrainer`.
 
     Raises:
@@ -165,18 +166,26 @@ class Translation:
 
         Args:
             rows: Rows whose directions' sacrebleu signatures are wanted.
+
+        Returns:
+            instruction (the text that is read, resolved), chat, encoder_decoder, max_length,
+            generation (as `GenerationConfig` calls its settings), identify_among (labels, or
+            `"all"` that py3langid knows), align, signatures (sacrebleu's, by BLEU's tokenizer and
+            metric), bleu_tokenizer (by direction), versions.
         """
         pairs = read_pairs(rows) if rows else []
         tokenizers = sorted({bleu_tokenizer(pair.target_language) for pair in pairs})
         return {
-            "task": self.name,
             "encoder_decoder": self.encoder_decoder,
-            "instruction": self.instruction,
+            "instruction": self._encoder.template,
             "chat": self.chat,
             "max_length": self.max_length,
-            "max_new_tokens": self._max_new_tokens,
-            "beams": self.beams,
-            "identify_among": None if self.identify_among is None else list(self.identify_among),
+            "generation": {
+                "do_sample": False,
+                "num_beams": self.beams,
+                "max_new_tokens": self._max_new_tokens,
+            },
+            "identify_among": "all" if self.identify_among is None else list(self.identify_among),
             "align": self.align,
             "signatures": {tokenizer: signatures(tokenizer) for tokenizer in tokenizers},
             "bleu_tokenizer": {
