@@ -108,7 +108,10 @@ def _write_items(folder, scores, n=9):
     values *= np.where(scores["metric"] == "loss", 1.0, 0.2)[:, None]
     values += scores["value"].to_numpy()[:, None] - values.mean(axis=1, keepdims=True)
     if len(scores) and (folder.parents[1].name == "none-r8"):  # there nothing but turns happens
-        values = hard - hard.mean() + scores["value"].to_numpy()[:, None]
+        places, names = pd.factorize(scores["language"])
+        own = rng.normal(0, 0.02, (len(names), n))
+        values = (own - own.mean(axis=1, keepdims=True))[places]
+        values += scores["value"].to_numpy()[:, None]
     frame = scores[["stage", "language", "metric"]].loc[scores.index.repeat(n)]
     frame = frame.assign(item=np.tile([f"item-{k}" for k in range(n)], len(scores)))
     frame.assign(value=values.reshape(-1)).to_csv(folder / "items.csv", index=False)

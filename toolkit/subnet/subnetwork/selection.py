@@ -84,16 +84,16 @@ def top_k(
         raise InputError(f"k is {k}", path=source, expected=f"0 to {total}, the number of values")
 
     upper = np.zeros(_BINS, dtype=np.int64)
+    bad = upper[_INFINITY >> 16 :]
     n_zero = 0
     for name in names:
-        n_bad = 0
+        before = int(bad.sum())
         for _, chunk in _chunks(read, name, shapes[name], source):
-            patterns = _patterns(chunk)
-            counts = np.bincount(patterns >> 16)  # as long as needed: blocks may be short
-            n_bad += int(counts[_INFINITY >> 16 :].sum())
-            upper[: counts.size] += counts
-            if counts[0]:  # zeros, and the tiniest subnormal numbers
+            patterns, lowest = _patterns(chunk), int(upper[0])
+            _tally(upper, patterns >> 16)
+            if upper[0] > lowest:  # zeros, and the tiniest subnormal numbers
                 n_zero += int(patterns.size - np.count_nonzero(patterns))
+        n_bad = int(bad.sum()) - before
         if n_bad:
             raise InputError(
                 f"{name} holds {n_bad} values that are NaN or infinite",
@@ -114,8 +114,7 @@ def top_k(
             patterns = _patterns(chunk)
             inside = patterns[patterns >> 16 == high] & 0xFFFF
             if inside.size:
-                counts = np.bincount(inside)
-                lower[: counts.size] += counts
+                _tally(lower, inside)
     low, above_in_bin = _bin_of_kth(lower, k - above)
 
     threshold = np.uint32(high << 16 | low)
@@ -145,6 +144,12 @@ def top_k(
             fix="wait until nothing writes there any more",
         )
     return Selection(bits, signs, k, float(threshold.view(np.float32)), n_zero)
+
+
+def _tally(histogram: NDArray[np.int64], bins: NDArray[np.integer[Any]]) -> None:
+    """Count into the bins up to the largest that occurs: blocks may be short."""
+    counts = np.bincount(bins)
+    histogram[: counts.size] += counts
 
 
 def _bin_of_kth(histogram: NDArray[np.int64], k: int) -> tuple[int, int]:
