@@ -450,30 +450,36 @@ def test_the_quick_study_trains_goes_on_and_answers(tmp_path):
 
 @pytest.mark.slow
 def test_corrupted_training_data_of_some_languages_make_them_worse_donors(study, tmp_path):
-    """Real training: labels of the other scripts are shuffled; they are found to harm others."""
+    """Real training: in other scripts each label becomes the next, which is found to harm others.
+
+    The base learnt the right labels; what is wrong comes with the turns.
+    """
     clean = tmp_path / "clean"
     text = (STUDY / "quick.toml").read_text()
     small = text.replace("orders = 2", "orders = 1").replace("joint = true", "joint = false")
-    (tmp_path / "small.toml").write_text(small)
+    (tmp_path / "small.toml").write_text(small.replace("steps = 6", "steps = 1"))
     config = read_config(tmp_path / "small.toml")
     from subnet.training.corpora import load_corpus
 
     corpus = load_corpus(config, tmp_path)
     clean.mkdir()
-    rng = np.random.default_rng(0)
     scripts = {language.label: language.script for language in corpus.languages}
     for part in ("train", "test"):
         rows = [dict(row) for row in getattr(corpus, part)]
         for language, script in scripts.items():
             own = [row for row in rows if row["language"] == language]
             if part == "train" and script != "Latn":
-                labels = rng.permutation([row["label"] for row in own])
-                for row, label in zip(own, labels, strict=True):
-                    row["label"] = str(label)
+                for row in own:
+                    place = corpus.labels.index(row["label"]) + 1
+                    row["label"] = corpus.labels[place % len(corpus.labels)]
         (clean / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = config.model_dump()
+    kept = {"max_test", "max_length"}  # the others are of terms from CLDR
+    settings["data"] = {key: value for key, value in settings["data"].items() if key in kept}
     settings["data"] |= {"source": "files", "path": str(clean)}
-    settings["base"] |= {"steps": 300}
+    train(config, tmp_path / "right")
+    settings["model"] = {"name": str(tmp_path / "right" / "base")}
+    settings["base"] |= {"steps": 0}
     settings["training"] |= {"steps": 15}
     out = tmp_path / "out"
     train(type(config).model_validate(settings), out, folder=tmp_path)

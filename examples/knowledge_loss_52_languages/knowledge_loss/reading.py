@@ -54,6 +54,8 @@ class Study:
         runs: dict[tuple[str, ...], list[str]] = {}
         for run, order in self.orders.items():
             runs.setdefault(order, []).append(run)
+        if len(runs) == 1:  # a run that is alone has another name in its directory
+            return [self]
         parts = [self.single[self.single["run"].isin(names)] for names in runs.values()]
         return [replace(self, outcomes=averaged(part), single=part) for part in parts]
 
@@ -74,7 +76,8 @@ def read_study(cells: Mapping[str, Path]) -> Study:
         if confounds.empty:
             confounds = measure_confounds(checkpoint).frame.set_index("language")
             trained = pd.read_csv(path / "languages.csv", index_col="language")
-            confounds["truncated_share"] = trained["truncated_share"]  # of training texts too
+            if "truncated_share" in trained:  # of training texts too; else of what is tested
+                confounds["truncated_share"] = trained["truncated_share"]
             record = read_json(path / RUN_FILE)
     languages = confounds.assign(latin=confounds["script"] == "Latn")
     for metric, baseline in _at_the_start(next(iter(measured.values()))).items():
