@@ -1,13 +1,19 @@
 """What `train` would have written for the 52-language study, with known differences planted."""
 
+import importlib
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
 
 from subnet.training.config import TrainingConfig
 
+STUDY = Path(__file__).parent.parent / "examples" / "knowledge_loss_52_languages"
 LATIN = ("de", "fr", "es", "pl", "tr", "fi", "hu", "vi", "sw")
 OTHER = ("ru", "el", "ar", "hi", "th", "ka", "hy", "ja", "ta")
 LANGUAGES = (*LATIN, *OTHER)
@@ -18,6 +24,18 @@ SHARED = {"none-r8": 0.0, "partial-r8": 0.5, "full-r2": 1.0, "full-r8": 1.0, "fu
 CHANCE = {"loss": 2.0, "accuracy": 0.1}
 #: Tokens that a text may have before it is cut.
 LIMIT = 6
+
+
+@contextmanager
+def modules_of_the_study() -> Iterator[ModuleType]:
+    """The package of the study, with its modules, while the path leads there."""
+    sys.path.insert(0, str(STUDY))
+    try:
+        for name in ("answers", "design", "figures", "findings", "reading", "texts"):
+            importlib.import_module(f"knowledge_loss.{name}")
+        yield importlib.import_module("knowledge_loss")
+    finally:
+        sys.path.remove(str(STUDY))
 
 
 def write_runs(

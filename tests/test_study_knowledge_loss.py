@@ -15,11 +15,10 @@ import statsmodels.api as sm
 from scipy import stats
 
 import subnet
-from knowledge_loss_runs import LANGUAGES, LATIN, write_runs
+from knowledge_loss_runs import LANGUAGES, LATIN, STUDY, modules_of_the_study, write_runs
 from subnet.training.config import read_config
 from subnet.training.run import train
 
-STUDY = Path(__file__).parent.parent / "examples" / "knowledge_loss_52_languages"
 SIB = Path(__file__).parents[2] / "shared" / "data" / "sib200"
 DRAWS = 499
 
@@ -27,18 +26,8 @@ DRAWS = 499
 @pytest.fixture(scope="module")
 def study():
     """The modules of the study."""
-    sys.path.insert(0, str(STUDY))
-    try:
-        import knowledge_loss.answers
-        import knowledge_loss.design
-        import knowledge_loss.figures
-        import knowledge_loss.findings
-        import knowledge_loss.reading
-        import knowledge_loss.texts
-
-        yield knowledge_loss
-    finally:
-        sys.path.remove(str(STUDY))
+    with modules_of_the_study() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

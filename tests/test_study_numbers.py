@@ -7,9 +7,7 @@ has nothing to do with that of the test texts, and rounding where nothing is sha
 
 import math
 import re
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,9 +15,8 @@ import pytest
 from scipy import stats
 
 from knowledge_loss_oracle import Runs, expected
-from knowledge_loss_runs import LATIN, OTHER, write_runs
+from knowledge_loss_runs import LATIN, OTHER, modules_of_the_study, write_runs
 
-STUDY = Path(__file__).parent.parent / "examples" / "knowledge_loss_52_languages"
 DRAWS = 199
 LOST = {"order-1": 0.03, "order-2": 0.02, "order-3": 0.025, "order-1-again": 0.02}
 #: In one order so weak after their turn that the distance to chance is negative: of loss for all
@@ -36,16 +33,8 @@ VALUE, CI, ORDERS = "value", ["value", "ci_low", "ci_high"], ["orders_low", "ord
 @pytest.fixture(scope="module")
 def study():
     """The modules of the study."""
-    sys.path.insert(0, str(STUDY))
-    try:
-        import knowledge_loss.answers
-        import knowledge_loss.design
-        import knowledge_loss.findings
-        import knowledge_loss.reading
-
-        yield knowledge_loss
-    finally:
-        sys.path.remove(str(STUDY))
+    with modules_of_the_study() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
