@@ -31,6 +31,13 @@ def check_batches(config: TrainingConfig, corpus: Corpus) -> None:
                 f"{n_processes()} processes in {parts // n_processes()} passes",
                 expected=f"a multiple of {parts}",
             )
+    every = {"base": base.steps and base.conflict_every, "training": config.training.conflict_every}
+    for name, steps in every.items():
+        if steps and len(corpus.names) < 2:
+            raise InputError(
+                f"{name}.conflict_every is {steps}, and one language is trained",
+                expected="two or more, whose gradients can be compared",
+            )
     if not base.steps or base.method == "plain":
         return
     if len(corpus.names) < 2:

@@ -130,7 +130,7 @@ def write_scores(log: StageLog, folder: Path) -> None:
 
     `scores.csv` comes last: where it is, the run is done.
     """
-    for name in ("items", "transfer", "mask_history", "scores"):
+    for name in ("items", "transfer", "mask_history", "stage_conflict", "scores"):
         frame = log.table(name)
         if frame is not None:
             with new_file(folder / f"{name}.csv") as building:

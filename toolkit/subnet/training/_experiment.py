@@ -13,6 +13,8 @@ from subnet.checkpoint import open_checkpoint
 from subnet.errors import DivergedError
 from subnet.training import _directory
 from subnet.training._ahead import check_density, check_optimizers
+from subnet.training._base import fit_base
+from subnet.training._building import build_task
 from subnet.training._models import adapted
 from subnet.training._plan import Cell, Lone, Run, plan_cells, plan_lone, plan_runs
 from subnet.training._procedure import Procedure, steps_of, steps_of_a_stage, with_alignment
@@ -32,30 +34,6 @@ from subnet.training.config import TrainingConfig
 from subnet.training.corpora import Corpus
 from subnet.training.recipe import Recipe
 from subnet.training.sharing import own_parameters, save_model
-from subnet.training.tasks import SequenceClassification, Task, TokenClassification, Translation
-from subnet.training.tasks.translation import INSTRUCTION
-
-
-def build_task(config: TrainingConfig, corpus: Corpus, model: Any, tokenizer: Any) -> Task:
-    """How examples are fed and scored."""
-    limit = config.data.max_length
-    if config.task == "sequence-classification":
-        return SequenceClassification(tokenizer, corpus.labels, limit, corpus.test)
-    if config.task == "token-classification":
-        return TokenClassification(tokenizer, corpus.labels, limit, corpus.test)
-    settings = config.translation
-    written = {"": None, "default": INSTRUCTION}
-    return Translation.of(
-        model,
-        tokenizer,
-        instruction=written.get(settings.instruction, settings.instruction),
-        chat=settings.chat,
-        max_length=limit,
-        max_new_tokens=settings.max_new_tokens or None,
-        beams=settings.beams,
-        identify_among=settings.identify_among or None,
-        align=settings.alignment,
-    )
 
 
 class Experiment:
@@ -129,7 +107,7 @@ class Experiment:
         self.base = type(self.base).from_pretrained(place, dtype="float32")
         identity = open_checkpoint(self.target).base_identity()
         masks = on_this_base(self._masks, identity, self.config, self._root)
-        self.procedure = Procedure(self.config, self.task, self.base, identity, masks)
+        self.procedure = Procedure(self.config, self.task, self.corpus, self.base, identity, masks)
 
     def train_cell(self, cell: Cell, place: Path, runs: Sequence[Run]) -> None:
         """One sharing regime at one rank: every order, and what they are compared with."""
@@ -252,56 +230,22 @@ class Experiment:
         return bool(found)
 
     def _fit_base(self) -> None:
-        """The base on all languages, by the method of the configuration, without alignment.
-
-        Alignment is a condition of what comes after: forgetting is a change against the base, so
-        that trainings with it and without it start from the same one.
-        """
-        settings = self.config.base
-        recorder, features = None, {}
-        if settings.conflict_every or settings.method != "plain":
-            features = {language: self._features_of(language) for language in self.corpus.names}
-        if settings.conflict_every:
-            from subnet.training.subnetworks import ConflictRecorder
-
-            recorder = ConflictRecorder(features, self.task.collate, every=settings.conflict_every)
-        if settings.method == "plain":
-            self._fit(
-                self.base, self.corpus.names, "base", settings.recipe, recorder, aligned=False
+        """The base on all languages, by the method of the configuration."""
+        with self._naming("base"):
+            left = fit_base(
+                self.base,
+                self.config,
+                self.task,
+                self.corpus,
+                seed=self._seed("base/batches"),
+                folder=StageLog(self.target).trainer_folder(0),
+                on_step=self.steps.named("base"),
             )
-        else:
-            with self._naming("base"):
-                self._fit_together(features, recorder)
-        if recorder is not None and is_first():
+        if left.conflict is not None and is_first():
             from subnet._tables import write_csv
 
             with _files.new_file(self.target / "conflict.csv") as building:
-                write_csv(recorder.to_frame(), building)
-
-    def _features_of(self, language: str) -> list[dict[str, Any]]:
-        """A language's examples for the task alone, without sentences to align."""
-        rows = [row for row in self.corpus.train if row["language"] == language]
-        return _unaligned(self.task).encode(rows)
-
-    def _fit_together(self, features: dict[str, Any], recorder: Any) -> None:
-        """First-order MAML, or projection of conflicting gradients."""
-        from subnet.training.subnetworks import MetaSettings, fit_meta, fit_pcgrad
-
-        settings = self.config.base
-        arguments: dict[str, Any] = {
-            "collate": self.task.collate,
-            "seed": self._seed("base/batches"),
-            "folder": StageLog(self.target).trainer_folder(0),
-            "on_step": self.steps.named("base"),
-            "callbacks": [] if recorder is None else [recorder],
-        }
-        if settings.method == "meta":
-            episodes = MetaSettings(
-                settings.support, settings.query, settings.inner_steps, settings.inner_rate
-            )
-            fit_meta(self.base, features, settings.recipe, settings=episodes, **arguments)
-        else:
-            fit_pcgrad(self.base, features, settings.recipe, **arguments)
+                write_csv(left.conflict, building)
 
     def _fit(
         self,
@@ -309,17 +253,13 @@ class Experiment:
         languages: Sequence[str],
         name: str,
         recipe: Recipe,
-        recorder: Any = None,
-        *,
-        aligned: bool = True,
     ) -> None:
         """One training outside the sequences, with steps of alignment where they are asked for."""
         chosen = set(languages)
         rows = [row for row in self.corpus.train if row["language"] in chosen]
         log, seed = StageLog(self.target), self._seed(f"{name}/batches")
-        task = self.task if aligned else _unaligned(self.task)
-        features = task.encode(rows)
-        recipe, further = with_alignment(self.config, task, features, recipe, seed)
+        features = self.task.encode(rows)
+        recipe, further = with_alignment(self.config, self.task, features, recipe, seed)
         with self._naming(name):
             fit(
                 model,
@@ -329,7 +269,6 @@ class Experiment:
                 seed=seed,
                 folder=log.trainer_folder(0),
                 on_step=self.steps.named(name),
-                callbacks=[] if recorder is None else [recorder],
                 **further,
             )
 
@@ -381,8 +320,3 @@ class Experiment:
                 for part in parts
             }
         return found
-
-
-def _unaligned(task: Task) -> Task:
-    """The task alone, without sentences to align."""
-    return dataclasses.replace(task, align=False) if isinstance(task, Translation) else task

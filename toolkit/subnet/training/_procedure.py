@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subnet.errors import InputError
+from subnet.training._comparing import compared
 from subnet.training._models import heads_of
 from subnet.training._stages import last_checkpoint
 from subnet.training._trainer import fit
 from subnet.training._turns import Turns
 from subnet.training._without_effect import check_settings_act
 from subnet.training.config import TrainingConfig
+from subnet.training.corpora import Corpus
 from subnet.training.recipe import Recipe
 from subnet.training.tasks import Task
 from subnet.training.tasks._translation_language import check_identifiable
@@ -31,10 +33,12 @@ class Left:
     Attributes:
         mask: Which weights its language moved; None where all moved, or the mask was given.
         history: How a dynamic mask changed: a row for every time that it was found.
+        conflict: Cosine of the languages' gradients, where it is asked for.
     """
 
     mask: Subnetwork | None = None
     history: pd.DataFrame | None = None
+    conflict: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Procedure:
     Args:
         config: Of the run.
         task: How examples are fed.
+        corpus: Examples.
         base: The model before the sequence.
         identity: Of the base, which masks must stand on.
         masks: Of each language, where they are given.
@@ -51,6 +56,7 @@ class Procedure:
 
     config: TrainingConfig
     task: Task
+    corpus: Corpus
     base: Any
     identity: str
     masks: Mapping[str, Subnetwork] = field(default_factory=dict)
@@ -87,26 +93,47 @@ class Procedure:
         )
         if method == "sparse":
             return self._sparse(model, features, common, language, folder)
-        common |= {"folder": folder, "resume": self._resume(folder)}
+        recorder = compared(self.config.training, self.task, self.corpus, self.config.seed)
+        common |= {
+            "folder": folder,
+            "resume": self._resume(folder),
+            "callbacks": [] if recorder is None else [recorder],
+        }
+        left = self._fit(model, features, recipe, language, common | further)
+        return left if recorder is None else replace(left, conflict=recorder.to_frame())
+
+    def _fit(
+        self,
+        model: Any,
+        features: Sequence[Mapping[str, Any]],
+        recipe: Recipe,
+        language: str,
+        arguments: Mapping[str, Any],
+    ) -> Left:
+        method = self.config.subnetworks.method
         if method == "none":
-            fit(model, features, recipe, **common, **further)
+            fit(model, features, recipe, **arguments)
             return Left()
         from subnet.training.subnetworks import fit_masked
 
         mask = self._mask(language)
-        fit_masked(model, features, recipe, mask=mask, **common, **further)
+        fit_masked(model, features, recipe, mask=mask, **arguments)
         if method == "dynamic":
             return Left(mask.subnetwork(language, self.identity), mask.history)
         return Left()
 
     def _resume(self, folder: Path) -> Path | None:
         """The checkpoint of Trainer to go on from."""
-        from subnet.training.subnetworks.dynamic_masks import SAVED
+        from subnet.training.subnetworks.dynamic_masks import SAVED as MASK
+        from subnet.training.subnetworks.gradient_conflict import SAVED as CONFLICT
 
         if not self.config.output.save_every:
             return None
-        needed = (SAVED,) if self.config.subnetworks.method == "dynamic" else ()
-        return last_checkpoint(folder, *needed)
+        needed = {
+            MASK: self.config.subnetworks.method == "dynamic",
+            CONFLICT: bool(self.config.training.conflict_every),
+        }
+        return last_checkpoint(folder, *(name for name, is_needed in needed.items() if is_needed))
 
     def _mask(self, language: str) -> Any:
         from subnet.training.subnetworks import DynamicMask, DynamicSettings, MaskedUpdates

@@ -114,6 +114,8 @@ class SequenceRun:
             tables = self._test(number, language)
             if left.history is not None:
                 tables["mask_history"] = left.history.assign(stage=number, language=language)
+            if left.conflict is not None:
+                tables["stage_conflict"] = self._conflict(number, language, left.conflict)
             self._deliver_stage(number, language)
             self._deliver_mask(language, left)
             self._enter(number, language, tables)
@@ -215,6 +217,13 @@ class SequenceRun:
         return self.setting.task.evaluate(
             self.model, rows, batch_size=self.setting.config.evaluation.batch_size
         )
+
+    def _conflict(self, number: int, language: str, frame: pd.DataFrame) -> pd.DataFrame:
+        """Cosines of the languages' gradients while one of them was trained."""
+        frame = frame.drop(columns="run")
+        frame.insert(0, "trained_language", language)
+        frame.insert(0, "stage", number)
+        return frame
 
     def _tables(self, number: int, outcome: Outcome) -> dict[str, pd.DataFrame]:
         import pandas as pd

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 RESUME = ".resume"
 
 _NUMBER = re.compile(r"^\d{2,}$")
+#: Columns of labels of languages.
+_NAMES = ("language", "trained_language", "language_a", "language_b")
 _SHARED, _OWN = "shared.safetensors", "own.safetensors"
 
 
@@ -89,9 +91,10 @@ class StageLog:
 
         files = [self._place(number) / f"{name}.csv" for number in range(self.done + 1)]
         # Names such as 007 and languages such as `nan` stay what they are.
-        text = dict.fromkeys(("language", "trained_language", "item", "metric"), str)
+        text = dict.fromkeys((*_NAMES, "item", "metric", "module"), str)
+        undefined = {key: [""] for key in ("stderr", "cosine")}
         frames = [
-            pd.read_csv(file, dtype=text, keep_default_na=False, na_values={"stderr": [""]})
+            pd.read_csv(file, dtype=text, keep_default_na=False, na_values=undefined)
             for file in files
             if file.is_file()
         ]

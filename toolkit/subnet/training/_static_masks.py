@@ -21,7 +21,7 @@ Masks = Mapping[str, "Subnetwork"]
 
 #: Settings that what a base becomes by training depends on, without those of tests and stages.
 _OF_THE_BASE = ("task", "languages", "seed", "data", "model", "base", "translation")
-_OF_TESTS = {"data": ("max_test",), "base": ("conflict_every",),
+_OF_TESTS = {"data": ("max_test",), "base": ("conflict_every", "conflict_examples"),
              "translation": ("beams", "max_new_tokens", "also_tested", "identify_among",
                              "alignment", "temperature")}  # fmt: skip
 #: The part of an identity that speaks of the content.

@@ -68,10 +68,32 @@ _RULES = (
     ),
     _Rule(
         "base",
-        ("method", *_EPISODES, "conflict_every"),
+        ("method", *_EPISODES, "conflict_every", "conflict_examples"),
         lambda c: not c.base.steps,
         "base.steps",
         "1 or more",
+    ),
+    _Rule(
+        "base",
+        ("conflict_examples",),
+        lambda c: not c.base.conflict_every,
+        "base.conflict_every",
+        "1 or more",
+    ),
+    _Rule(
+        "training",
+        ("conflict_examples",),
+        lambda c: not c.training.conflict_every,
+        "training.conflict_every",
+        "1 or more",
+    ),
+    # It trains twice, from the same start: there is no one course of steps to compare along.
+    _Rule(
+        "training",
+        ("conflict_every",),
+        lambda c: c.subnetworks.method == "sparse",
+        "subnetworks.method",
+        "'none', 'static' or 'dynamic'",
     ),
     _Rule("base", _EPISODES, lambda c: c.base.method != "meta", "base.method", "'meta'"),
     _Rule(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -46,6 +47,18 @@ class RecipeConfig(Part):
     )
     gradient_checkpointing: bool = Field(default=False, description="less memory, more time")
 
+    conflict_every: int = Field(
+        default=0,
+        ge=0,
+        description="steps after which the languages' gradients are compared: of [base] into "
+        "conflict.csv, of the stages of every run into stage_conflict.csv; 0: never",
+    )
+    conflict_examples: int = Field(
+        default=64,
+        ge=0,
+        description="most training examples of a language that are compared; 0: all",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _no_warmup_of_a_constant_rate(cls, given: Any) -> Any:
@@ -77,7 +90,7 @@ class RecipeConfig(Part):
     @property
     def recipe(self) -> Recipe:
         """As the functions of this room take it."""
-        return Recipe(**self.model_dump())
+        return Recipe(**{entry.name: getattr(self, entry.name) for entry in fields(Recipe)})
 
 
 class BaseRecipe(RecipeConfig):
@@ -112,14 +125,3 @@ class BaseRecipe(RecipeConfig):
     query: PositiveInt = Field(default=8, description="meta: examples of a query batch")
     inner_steps: PositiveInt = Field(default=1, description="meta: SGD steps on the support batch")
     inner_rate: PositiveFloat = Field(default=1e-2, description="meta: their learning rate")
-    conflict_every: int = Field(
-        default=0,
-        ge=0,
-        description="steps after which the languages' gradients are compared, into conflict.csv; "
-        "0: never",
-    )
-
-    @property
-    def recipe(self) -> Recipe:
-        """As the functions of this room take it."""
-        return Recipe(**{name: getattr(self, name) for name in RecipeConfig.model_fields})

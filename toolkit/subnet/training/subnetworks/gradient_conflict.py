@@ -36,7 +36,8 @@ COLUMNS = (
     "run", "step", "language_a", "language_b", "level", "module", "cosine", "norm_a", "norm_b",
     "reason",
 )  # fmt: skip
-_FILE = "gradient_conflict.json"
+#: What the recorder writes into a checkpoint of Trainer's.
+SAVED = "gradient_conflict.json"
 
 
 def gradient_conflict(
@@ -171,7 +172,7 @@ class ConflictRecorder(TrainerCallback):  # type: ignore[misc]
         import pandas as pd
 
         folder = self._resume or f"{args.output_dir}/checkpoint-{state.global_step}"
-        path = Path(folder) / _FILE
+        path = Path(folder) / SAVED
         if not path.is_file():
             raise MissingInputError(
                 "is not there, and the record of gradients cannot go on without it",
@@ -190,7 +191,7 @@ class ConflictRecorder(TrainerCallback):  # type: ignore[misc]
         """What is recorded, beside what Trainer saved."""
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            _files.write_json(folder / _FILE, self.to_frame().to_numpy().tolist())
+            _files.write_json(folder / SAVED, self.to_frame().to_numpy().tolist())
 
     def _record(self, model: nn.Module, step: int) -> None:
         self._frames.append(
