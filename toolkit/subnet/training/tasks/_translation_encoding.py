@@ -42,11 +42,13 @@ class Start:
 
     Attributes:
         labels: Tokens of some text of the target language.
-        n_before: How many of them stand before the text itself: a language code, a start of text.
+        code: Tokens that generation is forced to begin with: the code of the target language, where
+            the tokenizer puts one before the text. A start of text that is the same for every
+            language is the model's own to write, as in `model.generate`.
     """
 
     labels: Ids
-    n_before: int
+    code: Ids
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,14 @@ class PairEncoder:
     def start(self, pair: Pair) -> Start:
         """How every target in the direction of a pair begins."""
         if not self.encoder_decoder:
-            return Start([], 0)
+            return Start([], [])
         self.direct(pair.source_language.label, pair.target_language.label)
-        special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id, self.end}
         labels = self._ids(text_target="a")
-        return Start(labels, next(n for n, i in enumerate([*labels, None]) if i not in special))
+        if not translates(self.tokenizer):
+            return Start(labels, [])
+        special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id, self.end}
+        n_before = next(n for n, i in enumerate([*labels, None]) if i not in special)
+        return Start(labels, labels[:n_before])
 
     def text(self, ids: Ids) -> str:
         """What tokens that a model wrote say."""

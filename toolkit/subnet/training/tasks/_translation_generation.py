@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from subnet.training.tasks._translation_batches import mask_of, pad
 from subnet.training.tasks._translation_encoding import Start
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Ids = list[int]
 
@@ -25,11 +29,12 @@ def generate(
     max_new_tokens: int,
     beams: int,
 ) -> list[Ids]:
-    """What a model writes after each prompt.
+    """What a model writes after each prompt: for one prompt, what `model.generate` returns.
 
     What its own generation settings ask for beside (sampling, penalties of repetition, least
     lengths) is set aside, since it would differ between models; tokens that they forbid stay
-    forbidden, and what they take for an end is one.
+    forbidden, what they take for an end is one, and where they force a first token
+    (`forced_bos_token_id`) and the direction forces none, it is forced.
 
     Args:
         model: In `eval()` mode; PEFT adapters take part.
@@ -38,14 +43,15 @@ def generate(
         encoder_decoder: Whether the prompt goes to an encoder.
         padding: Token that fills batches.
         end: Token that ends a target.
-        max_new_tokens: Most tokens to write, the end included.
+        max_new_tokens: Most tokens to write: what stands before the text (a language code, a start
+            of text) and the end included.
         beams: Width of the search; 1 for greedy.
 
     Returns:
-        [n] tokens written, up to and without the end.
+        [n] tokens written, up to and without the end; with those that stand before the text.
     """
     import torch
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, LogitsProcessorList
 
     from subnet.model import base_model
 
@@ -60,28 +66,56 @@ def generate(
         pad_token_id=padding,
         **{name: getattr(own, name, None) for name in _FORBIDDEN},
     )
-    inputs: dict[str, Any] = {
+    inputs: dict[str, Tensor] = {
         "input_ids": pad(prompts, padding, left=not encoder_decoder),
         "attention_mask": mask_of(prompts, left=not encoder_decoder),
     }
-    if encoder_decoder:
-        begun = torch.tensor([_decoder_start(inner, start) for start in starts])
-        inputs["decoder_input_ids"] = begun
-        settings.decoder_start_token_id = begun[:, 0].tolist()
     device = next(inner.parameters()).device
+    processors = LogitsProcessorList()
+    if encoder_decoder:
+        begun = [_decoder_start(inner, start) for start in starts]
+        inputs["decoder_input_ids"] = torch.tensor(begun)[:, None]
+        settings.decoder_start_token_id = begun
+        first = _several(own.forced_bos_token_id)
+        forced = torch.tensor([start.code or first for start in starts], device=device)
+        processors.append(_Beginning(forced.long()))
     inputs = {name: values.to(device) for name, values in inputs.items()}
     # Given as an argument, settings would be filled up with the model's own.
     inner.generation_config = settings
     try:
-        written = inner.generate(**inputs)
+        written = inner.generate(**inputs, logits_processor=processors)
     finally:
         inner.generation_config = own
     begin = inputs["decoder_input_ids" if encoder_decoder else "input_ids"].shape[1]
     return [_until(row, ends) for row in written[:, begin:].tolist()]
 
 
-def _decoder_start(model: Any, start: Start) -> Ids:
-    """What the decoder has read when it is to write the first token of the text.
+@dataclass(frozen=True, eq=False)
+class _Beginning:
+    """Forces the first tokens of each row, as `forced_bos_token_id` does one token of all rows.
+
+    What is forced counts among the new tokens and in the length of a beam, as it does there.
+
+    Attributes:
+        tokens: [n, k] tokens; of no tokens nothing is forced.
+    """
+
+    tokens: Tensor
+
+    def __call__(self, written: Tensor, scores: Tensor) -> Tensor:
+        """Scores [n · beams, vocabulary] of what follows [n · beams, t] tokens, the start first."""
+        import torch
+
+        place = written.shape[1] - 1
+        if place >= self.tokens.shape[1]:
+            return scores
+        beams = len(scores) // len(self.tokens)
+        token = self.tokens[:, place].repeat_interleave(beams)[:, None]
+        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+
+
+def _decoder_start(model: Any, start: Start) -> int:
+    """The token that the decoder reads first.
 
     In training the decoder reads the labels one place later, behind a token that the model puts
     first: one of its configuration, or (mBART) the last label, which is the language.
@@ -90,10 +124,8 @@ def _decoder_start(model: Any, start: Start) -> Ids:
 
     shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if shift is not None:
-        first = int(shift(labels=torch.tensor([start.labels], device=model.device))[0, 0])
-    else:
-        first = int(model.config.decoder_start_token_id)
-    return [first, *start.labels[: start.n_before]]
+        return int(shift(labels=torch.tensor([start.labels], device=model.device))[0, 0])
+    return int(model.config.decoder_start_token_id)
 
 
 def _several(tokens: int | Sequence[int] | None) -> list[int]:

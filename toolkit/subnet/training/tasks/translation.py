@@ -47,14 +47,17 @@ class Translation:
     `target_language` (which must agree) and `concept`.
 
     An encoder reads the source, with the instruction around it where there is one; a tokenizer that
-    marks languages (M2M, NLLB, mBART) is told the direction of each row, and generation begins with
-    the code of the target language. A decoder reads the instruction and writes the target behind
-    it; prompt and target are tokenised apart, the loss is on the target and the token that ends it.
+    marks languages (M2M, NLLB, mBART) is told the direction of each row, and generation is forced
+    to begin with the code of the target language (`forced_bos_token_id`). A decoder reads the
+    instruction and writes the target behind it; prompt and target are tokenised apart, the loss is
+    on the target and the token that ends it. An output is the decoded text without special tokens
+    and without the spaces around it.
 
-    Per item: `loss` (mean over the target's tokens, nats), `sentence_chrf` and `sentence_bleu` (0
-    to 100, sacrebleu's sentence scores), `language_accuracy` (1 where py3langid takes the output
-    for the target language, 0 otherwise and for an empty output; NaN where it does not know the
-    language). Of a direction: their means, and `chrf` and `bleu` over the corpus.
+    Per item: `loss` (mean over the target's tokens, nats; of an encoder-decoder also over what its
+    tokenizer puts before the text), `sentence_chrf` and `sentence_bleu` (0 to 100, sacrebleu's
+    sentence scores), `language_accuracy` (1 where py3langid takes the output for the target
+    language, 0 otherwise and for an empty output; NaN where it does not know the language). Of a
+    direction: their means, and `chrf` and `bleu` over the corpus.
 
     Args:
         tokenizer: Of the model.
@@ -66,7 +69,9 @@ class Translation:
         chat: Put the instruction into the tokenizer's chat template, as the user's message.
         max_length: Most tokens of what is read, and of the target; a longer source loses its end,
             the instruction stays whole.
-        max_new_tokens: Most tokens to write; None for `max_length`.
+        max_new_tokens: Most tokens to write, None for `max_length`; as in `GenerationConfig`, what
+            an encoder-decoder writes before the text (a language code, a start of text) and the end
+            count among them.
         beams: Width of beam search; 1 for greedy.
         identify_among: Languages among which the output's is identified; None for all that
             py3langid knows. Fewer make short texts easier to tell, and an output in any other
@@ -127,7 +132,7 @@ class Translation:
         task = cls(tokenizer, bool(inner.config.is_encoder_decoder), **options)
         positions = getattr(inner.config, "max_position_embeddings", None)
         length, new = task.max_length, task.max_new_tokens or task.max_length
-        needed = max(length, new + 1)
+        needed = max(length, new)
         if not task.encoder_decoder:
             needed = length + max(length, new)
         if isinstance(positions, int) and positions < needed:
