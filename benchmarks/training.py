@@ -185,6 +185,9 @@ def ways(sizes: Sizes, optimizer: str) -> dict[str, Callable[[str], None]]:
         "dynamic mask of 5 %, new every 10 steps": masked(
             lambda: DynamicMask(DynamicSettings(0.05, every=10))
         ),
+        "dynamic mask of 5 %, in the forward pass too": masked(
+            lambda: DynamicMask(DynamicSettings(0.05, every=10), forward=True)
+        ),
     }
 
 

@@ -168,7 +168,7 @@ def test_scores_are_averaged_in_float32_over_all_pieces(score, dtype):
             expected[name] = 0.75 * expected[name] + 0.25 * new if step else new
         mask.see(step)
         for name, parameter in layer.named_parameters():
-            found = mask._scores[name]
+            found = mask._rankings[""].scores[name]
             assert found.dtype == torch.float32
             torch.testing.assert_close(found.double(), expected[name], rtol=1e-5, atol=1e-9)
             assert torch.count_nonzero(parameter.grad) <= round(0.3 * (37 * 11 + 11))

@@ -7,22 +7,23 @@ average over the training's own gradients.
 
 from __future__ import annotations
 
-import json
-import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from subnet import _files
-from subnet.errors import FileFormatError, InputError, MissingInputError
-from subnet.subnetwork import Subnetwork, top_k
-from subnet.subnetwork._bits import Bits, count, pack, unpack
+from subnet.errors import InputError
+from subnet.subnetwork import Subnetwork
+from subnet.subnetwork._bits import pack, unpack
 from subnet.training._callbacks import EvenTrainer
-from subnet.training.subnetworks._holding import Held, pieces
+from subnet.training.subnetworks._holding import Held
+from subnet.training.subnetworks._ranking import Ranking
+from subnet.training.subnetworks._ranking_files import load_rankings, save_rankings
 from subnet.training.subnetworks._targets import base_names, has_lora, masks_of, matching
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 SCORES = ("taylor", "fisher")
 #: What it writes into a checkpoint of Trainer's.
 SAVED = "dynamic_mask.safetensors"
-_KEY = "dynamic_mask"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class DynamicSettings:
     Attributes:
         density: Share of the weights that may move; the mask has round(density · weights) of them
             throughout.
-        every: Optimizer steps after which it is found anew.
+        every: Optimizer steps after which it is found anew; of its language's own, where each has a
+            mask of its own.
         score: `"taylor"`, |g·w|, or `"fisher"`, g². Both of the gradient of a step's mean loss,
             before it is clipped: |mean over a batch| is not the mean of |per example|, so they are
             not the scores of `subnet.extract`.
@@ -73,76 +74,133 @@ class DynamicSettings:
 class DynamicMask(TrainerCallback):  # type: ignore[misc]
     """Lets Trainer move only the weights of a mask that it finds anew every some steps.
 
-    Give it to `fit_masked(..., mask=...)`. The first mask comes of the first step's gradients, or
-    is `start`. What leaves the mask stays where training has brought it, bitwise, until it comes in
-    again; its optimizer moments go on decaying meanwhile. Gradients outside are cleared before they
-    are clipped. All processes find the same mask, for scores are of the gradients that they share.
+    Give it to `fit_masked(..., mask=...)`, or to `fit_in_turns` or `fit_meta` as their `masks`. The
+    first mask comes of the first step's gradients, or is `start`. What leaves the mask stays where
+    training has brought it, bitwise, until it comes in again; its optimizer moments go on decaying
+    meanwhile. Gradients outside are cleared before they are clipped. All processes find the same
+    mask, for scores are of the gradients that they share.
 
-    Costs beside masked training: one float32 score per weight, and the selection.
+    Costs beside masked training: one float32 score per weight (with `languages`, of each), and the
+    selection.
 
     Args:
         settings: How the mask is found.
         start: The first mask, over the same parameters, whose number of weights is then kept; the
-            first step's gradients decide otherwise.
+            first step's gradients decide otherwise. With `languages`, language to its mask.
+        languages: The language of each optimizer step; each then has a mask of its own, found by
+            its own steps.
+        forward: Whether the forward pass sees zeros outside the mask (θ·m) while training, from the
+            first mask on. Between steps the whole model is there. Importance is of the weights as
+            they are, by gradients at θ·m, so that what is outside can come in.
 
     Raises:
         InputError: A pattern matches nothing, or no weight would be selected.
         NotComparableError: `start` is of another model.
     """
 
-    def __init__(self, settings: DynamicSettings, *, start: Subnetwork | None = None) -> None:
-        self.settings = settings
-        self._start = start
+    def __init__(
+        self,
+        settings: DynamicSettings,
+        *,
+        start: Subnetwork | Mapping[str, Subnetwork] | None = None,
+        languages: Sequence[str] | None = None,
+        forward: bool = False,
+    ) -> None:
+        self.settings, self.forward = settings, forward
+        self._start = {"": start} if isinstance(start, Subnetwork) else dict(start or {})
+        self._languages: tuple[str, ...] | None = None
+        self._episodes = False
+        self._now = ""
+        self._base: str | None = None
         self._resume: str | Path | None = None
         self._model: nn.Module | None = None
         self._required: dict[str, bool] = {}
         self._targets: dict[str, nn.Parameter] = {}
         self._names: dict[str, str] = {}
-        self._held: dict[str, Held] = {}
-        self._copies: dict[nn.Parameter, Tensor] = {}
-        self._scores: dict[str, Tensor] = {}
-        self._bits: dict[str, Bits] = {}
-        self._changes: list[dict[str, Any]] = []
-        self._count = 0
+        self._rankings: dict[str, Ranking] = {}
+        self._union: dict[str, Held] | None = None
+        self._cleared = False
         self._plain = True
+        if languages is not None:
+            self.tell(languages)
+
+    def tell(
+        self,
+        languages: Sequence[str],
+        *,
+        episodes: bool = False,
+        base: str | None = None,
+        resume: str | Path | None = None,
+    ) -> None:
+        """Say whose steps are to come, before training.
+
+        Args:
+            languages: The language of each optimizer step; or
+            episodes: each has an episode in every step, whose gradients `see_episode` is given.
+            base: Identity of the model's base, which masks to start from must then stand on.
+            resume: The checkpoint that training goes on from.
+
+        Raises:
+            InputError: A language has no mask to start from, where others have.
+        """
+        lacking = sorted(set(languages) - self._start.keys())
+        if self._start and lacking:
+            raise InputError(
+                f"{lacking[0]} is trained and has no mask to start from",
+                expected=f"a mask of each of {', '.join(dict.fromkeys(languages))}",
+            )
+        self._languages, self._episodes = tuple(languages), episodes
+        self._base, self._resume = base, resume
 
     @property
     def history(self) -> pd.DataFrame:
         """One row per mask: step from which it holds, count, density, entered, jaccard.
 
         `entered` counts weights that the mask before did not have, `jaccard` compares with it and
-        is undefined of the first.
+        is undefined of the first. With languages, `language` comes first.
         """
         import pandas as pd
 
+        named = self._languages is not None
         columns = ["step", "count", "density", "entered", "jaccard"]
-        return pd.DataFrame(self._changes, columns=columns)
+        rows = [
+            {**({"language": name} if named else {}), **change}
+            for name, ranking in self._rankings.items()
+            for change in ranking.changes
+        ]
+        return pd.DataFrame(rows, columns=["language"] * named + columns)
 
     def subnetwork(self, language: str, base: str) -> Subnetwork:
-        """The mask that held last.
+        """The mask of a language that held last.
 
         Raises:
             InputError: There is none yet, or it is over the factors of a LoRA.
         """
-        if not self._bits:
-            raise InputError("there is no mask yet", fix="train first")
+        ranking = self._rankings.get("" if self._languages is None else language)
+        if ranking is None or not ranking.bits:
+            raise InputError(f"there is no mask of {language} yet", fix="train first")
         if not self._plain:
             raise InputError(
                 "the mask is over the factors of a LoRA, which no subnetwork of the base has",
                 expected="a full model",
             )
+        if self._episodes:
+            of = "gradients of the mean loss of each query batch, before clipping"
+        else:
+            of = "gradients of the mean loss of each training step, before clipping"
         return Subnetwork(
             language=language,
-            bits={self._names[name]: bits for name, bits in self._bits.items()},
-            shapes={self._names[name]: tuple(self._targets[name].shape) for name in self._bits},
+            bits={self._names[name]: bits for name, bits in ranking.bits.items()},
+            shapes={self._names[name]: tuple(self._targets[name].shape) for name in ranking.bits},
             base=base,
             method="dynamic",
             settings={
                 **asdict(self.settings),
-                "of": "gradients of the mean loss of each training step, before clipping",
-                "start": "first step" if self._start is None else "given",
+                "of": of,
+                "forward": self.forward,
+                "start": "given" if self._start else "first step",
                 "ties": "parameter name (sorted), then row-major index",
-                "masks": len(self._changes),
+                "masks": len(ranking.changes),
             },
         )
 
@@ -169,22 +227,25 @@ class DynamicMask(TrainerCallback):  # type: ignore[misc]
         """Freeze what the mask is not over."""
         if self._model is not None:
             raise InputError("the mask already holds a model", fix="make a new one for another")
+        if self._languages is None and self._start.keys() - {""}:
+            raise InputError(
+                f"masks to start from are of {', '.join(self._start)}, and no languages are given",
+                expected="the language of each step, or one mask",
+            )
         live = dict(model.named_parameters())
         trained = {name for name, parameter in live.items() if parameter.requires_grad}
         whole = matching(trained, self.settings.train, "train")
         names = matching(trained - whole, self.settings.parameters, "parameters")
         size = sum(live[name].numel() for name in names)
-        self._count = round(self.settings.density * size)
-        if self._start is not None:
-            given = masks_of(model, self._start)
-            lone = sorted(given.keys() ^ names)
-            if lone:
+        count = round(self.settings.density * size)
+        given = {name: masks_of(model, mask, base=self._base) for name, mask in self._start.items()}
+        for masks in given.values():
+            if lone := sorted(masks.keys() ^ names):
                 raise InputError(
                     f"the mask and its start differ in {lone[0]}",
                     expected="a start over the parameters of the mask",
                 )
-            self._count = sum(int(mask.sum()) for mask in given.values())
-        if self._count == 0:
+        if count == 0 and not given:
             raise InputError(
                 f"density {self.settings.density:g} selects none of {size} weights",
                 fix="take a larger one",
@@ -196,16 +257,26 @@ class DynamicMask(TrainerCallback):  # type: ignore[misc]
         self._names = base_names(model)
         for name, parameter in live.items():
             parameter.requires_grad_(name in names or name in whole)
-        if self._start is not None:
-            self._take({name: pack(given[name].cpu().numpy()) for name in self._targets}, 0)
+        copies: dict[nn.Parameter, Tensor] | None = None if self._episodes else {}
+        self._rankings = {}
+        for language in dict.fromkeys(self._languages or ("",)):
+            masks = given.get(language, {})
+            start = {name: pack(masks[name].cpu().numpy()) for name in self._targets if masks}
+            kept = sum(int(mask.sum()) for mask in masks.values()) if masks else count
+            self._rankings[language] = Ranking(
+                self.settings, self._targets, kept, copies, start or None
+            )
 
     def detach(self) -> None:
-        """Let go of the model."""
+        """Let go of the model; what the forward pass was not to see is back."""
         if self._model is None:
             return
+        self._restore()
         for name, parameter in self._model.named_parameters():
             parameter.requires_grad_(self._required[name])
-        self._model, self._held, self._copies, self._scores = None, {}, {}, {}
+        for ranking in self._rankings.values():
+            ranking.held, ranking.scores = {}, {}
+        self._model, self._union = None, None
 
     def __enter__(self) -> DynamicMask:
         return self
@@ -219,19 +290,36 @@ class DynamicMask(TrainerCallback):  # type: ignore[misc]
         Args:
             step: Optimizer steps that are done.
         """
-        given = self._start is not None and step == 0
-        anew = step % self.settings.every == 0 and not given
-        with torch.no_grad():
-            for name, parameter in self._targets.items():
-                if parameter.grad is not None:
-                    self._score(name, parameter, parameter.grad)
-                    if not anew:  # at once, while the processor has it at hand
-                        self._clear(name, parameter.grad)
-            if anew:
-                self._find(step)
-                for name, parameter in self._targets.items():
-                    if parameter.grad is not None:
-                        self._clear(name, parameter.grad)
+        if self._cleared:
+            self._restore()
+        gradients = {
+            name: parameter.grad
+            for name, parameter in self._targets.items()
+            if parameter.grad is not None
+        }
+        self._rankings[self._now].see(step, gradients, self._targets)
+
+    def see_episode(
+        self,
+        language: str,
+        step: int,
+        gradients: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor],
+    ) -> None:
+        """As `see`, of the query gradients of a language's episode, which are cleared outside.
+
+        Args:
+            language: Whose episode it is.
+            step: Optimizer steps that are done.
+            gradients: Name to gradient.
+            weights: Name to the weights that the step began with.
+        """
+        if self._rankings[language].see(step, gradients, weights):
+            self._union = None
+
+    def held(self, language: str) -> Mapping[str, Held]:
+        """What holds each weight of a language's mask at present; nothing before its first one."""
+        return self._rankings[language].held
 
     def on_init_end(self, *_: Any, model: Any = None, **__: Any) -> None:
         """Before there is an optimizer."""
@@ -239,13 +327,36 @@ class DynamicMask(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         """Going on, the mask and its scores are those of the saved step."""
+        steps = self._languages
+        if steps is not None and not self._episodes and len(steps) < state.max_steps:
+            raise InputError(
+                f"languages of {len(steps)} steps are given",
+                expected=f"one for each of {state.max_steps} steps",
+            )
         if state.global_step:
             folder = self._resume or f"{args.output_dir}/checkpoint-{state.global_step}"
-            self._load(Path(folder))
+            load_rankings(Path(folder) / SAVED, self._rankings, self._targets, self._described)
+
+    def on_step_begin(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        """Which mask holds in this step, and what its forward pass sees."""
+        if self._episodes:
+            return
+        with torch.no_grad():
+            if self._languages is not None:
+                self._now = self._languages[state.global_step]
+                for held in self._rankings[self._now].held.values():
+                    held.remember()
+            if self.forward:
+                self._cleared = True
+                for held in self._rankings[self._now].held.values():
+                    held.clear()
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         """Without its trainer the mask would see no gradients, and hold nothing."""
-        if not self._bits:
+        if self._episodes:
+            if self._union is None:
+                self._hold_union()
+        elif not self._rankings[self._now].bits:
             raise InputError(
                 "the dynamic mask has seen no gradients",
                 expected="the trainer that shows them to it",
@@ -254,119 +365,39 @@ class DynamicMask(TrainerCallback):  # type: ignore[misc]
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         """Put back what is outside."""
-        with torch.no_grad():
-            for held in self._held.values():
-                held.restore()
+        self._restore()
 
     def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         """Scores, mask and history beside what Trainer saved."""
         if state.is_world_process_zero:
-            self._save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / SAVED
+            save_rankings(path, self._rankings, self._described)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Leave the model as it was, but for the weights that were trained."""
         self.detach()
 
-    def _score(self, name: str, parameter: Tensor, gradient: Tensor) -> None:
-        first = name not in self._scores
-        if first:
-            self._scores[name] = torch.empty(parameter.shape, device=parameter.device)
-        flat = (self._scores[name].view(-1), parameter.reshape(-1), gradient.reshape(-1))
-        for average, weight, part in pieces(*flat):
-            slope = part.float()
-            taylor = self.settings.score == "taylor"
-            score = (slope * weight.float()).abs_() if taylor else slope.square()
-            if first:
-                average.copy_(score)
-            else:
-                average.lerp_(score, 1 - self.settings.smoothing)
+    @property
+    def _described(self) -> dict[str, Any]:
+        return {**asdict(self.settings), "forward": self.forward}
 
-    def _clear(self, name: str, gradient: Tensor) -> None:
-        if name in self._held:
-            self._held[name].clear(gradient)
+    def _restore(self) -> None:
+        """Put back what is outside the mask that holds, or outside all where episodes are taken."""
+        ranking = self._rankings.get(self._now)  # none yet before the first step
+        held = ranking.held if ranking is not None else {}
+        with torch.no_grad():
+            for each in (self._union or {} if self._episodes else held).values():
+                each.restore()
+        self._cleared = False
 
-    def _find(self, step: int) -> None:
-        zero = torch.zeros(())
-        found = top_k(
-            lambda name: self._scores.get(name, zero.expand(self._targets[name].shape)).cpu(),
-            {name: tuple(parameter.shape) for name, parameter in self._targets.items()},
-            self._count,
-        )
-        self._take(dict(found.bits), step)
-
-    def _take(self, bits: dict[str, Bits], step: int) -> None:
-        """Let another mask hold from now on."""
-        both = sum(count(bits[name] & self._bits[name]) for name in self._bits)
-        size = sum(parameter.numel() for parameter in self._targets.values())
-        first = not self._bits
-        self._changes.append(
-            {
-                "step": step,
-                "count": self._count,
-                "density": self._count / size,
-                "entered": self._count - both,
-                "jaccard": math.nan if first else both / (2 * self._count - both),
-            }
-        )
-        self._hold(bits)
-
-    def _hold(self, bits: dict[str, Bits]) -> None:
-        self._bits, self._held = bits, {}
+    def _hold_union(self) -> None:
+        """Between episodes only what some language's mask selects may move."""
+        self._union = {}
+        masks = [ranking.bits for ranking in self._rankings.values() if ranking.bits]
         with torch.no_grad():
             for name, parameter in self._targets.items():
-                mask = torch.from_numpy(unpack(bits[name], tuple(parameter.shape)))
-                if bool(mask.all()):
-                    continue
-                held = Held(parameter, mask.to(parameter.device), self._copies)
-                held.remember()
-                self._held[name] = held
-
-    def _save(self, folder: Path) -> None:
-        from safetensors.torch import save
-
-        tensors = {f"score.{name}": score.cpu() for name, score in self._scores.items()}
-        tensors |= {f"bits.{name}": torch.from_numpy(bits) for name, bits in self._bits.items()}
-        content = {"settings": asdict(self.settings), "history": self._changes}
-        with _files.new_file(folder / SAVED) as building:
-            building.write_bytes(save(tensors, metadata={_KEY: _files.to_json(content)}))
-
-    def _load(self, folder: Path) -> None:
-        from safetensors.torch import load_file
-
-        path = folder / SAVED
-        if not path.is_file():
-            raise MissingInputError(
-                "is not there, and the dynamic mask cannot go on without it",
-                path=path,
-                expected="a checkpoint that was saved with this mask",
-            )
-        _, header = _files.read_safetensors_header(path)
-        tensors = load_file(path)
-        content = json.loads(header.get(_KEY, "{}"))
-        shapes = {
-            name.removeprefix("score."): value.shape
-            for name, value in tensors.items()
-            if name.startswith("score.")
-        }
-        fits = (
-            all(
-                name in self._targets and self._targets[name].shape == shape
-                for name, shape in shapes.items()
-            )
-            and {f"bits.{name}" for name in self._targets} <= tensors.keys()
-        )
-        if content.get("settings") != json.loads(_files.to_json(asdict(self.settings))) or not fits:
-            raise FileFormatError(
-                "was saved by a mask of other settings or over other parameters",
-                path=path,
-                expected="the settings with which training began",
-                fix="go on with those, or begin anew",
-            )
-        self._changes = [
-            {key: math.nan if value is None else value for key, value in change.items()}
-            for change in content["history"]
-        ]
-        self._scores = {
-            name: tensors[f"score.{name}"].to(self._targets[name].device) for name in shapes
-        }
-        self._hold({name: tensors[f"bits.{name}"].numpy() for name in self._targets})
+                either = np.bitwise_or.reduce([bits[name] for bits in masks])
+                mask = torch.from_numpy(unpack(either, tuple(parameter.shape)))
+                if not bool(mask.all()):
+                    self._union[name] = Held(parameter, mask.to(parameter.device))
+                    self._union[name].remember()

@@ -44,10 +44,9 @@ class MaskedUpdates(TrainerCallback):  # type: ignore[misc]
         languages: The language of each optimizer step, whose mask then holds for this step.
         forward: Whether the forward pass sees zeros outside the mask (θ·m) while training; else it
             sees the whole model, what is outside being as it was. Zeros stand there from the start
-            of training to its end (of a step, with `languages`), and then the earlier values come
-            back exactly. Biases that a unit owns are in its mask; parameters that no mask covers
-            are never zeroed. Under a LoRA the units' rows and columns of W are zeroed with those of
-            the factors.
+            of a step to its end, so that between steps the whole model is there. Biases that a unit
+            owns are in its mask; parameters that no mask covers are never zeroed. Under a LoRA the
+            units' rows and columns of W are zeroed with those of the factors.
         others: What becomes of parameters that no mask covers: `"frozen"` (only weights of the
             mask move) or `"trained"`.
         train: Names or patterns of uncovered parameters that are trained whole all the same, as
@@ -126,7 +125,7 @@ class MaskedUpdates(TrainerCallback):  # type: ignore[misc]
                 expected="parameters that are trained",
                 fix="call requires_grad_() on them",
             )
-        zeros = self._to_zero(model, masks) if self._forward else {}
+        zeros = zeroed(model, self._masks, masks, self._shared) if self._forward else {}
         self._model = model
         self._required = {name: parameter.requires_grad for name, parameter in live.items()}
         for name, value in live.items():
@@ -179,9 +178,7 @@ class MaskedUpdates(TrainerCallback):  # type: ignore[misc]
         if self._model is None:
             self.attach(model)
         if self._languages is None:
-            if not self._forward:
-                self._check_unchanged(state.global_step)
-            self._clear()
+            self._check_unchanged(state.global_step)
         elif len(self._languages) < state.max_steps:
             raise InputError(
                 f"languages of {len(self._languages)} steps are given",
@@ -193,16 +190,11 @@ class MaskedUpdates(TrainerCallback):  # type: ignore[misc]
         if self._languages is not None:
             self._now = self._languages[state.global_step]
             self._remember()
-            self._clear()
+        self._clear()
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         """Put back what is outside."""
-        if self._forward and self._languages is None:
-            with torch.no_grad():
-                for held in self._held[self._now].values():
-                    held.clear()
-        else:
-            self._restore()
+        self._restore()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Leave the model as it was, but for the weights that were trained."""
@@ -225,27 +217,6 @@ class MaskedUpdates(TrainerCallback):  # type: ignore[misc]
             if bool(mask.all()):
                 continue
             found[name] = Held(parameter, mask, copies)
-        return found
-
-    def _to_zero(
-        self, model: nn.Module, masks: Mapping[str, Mapping[str, Tensor]]
-    ) -> dict[str, dict[str, Tensor]]:
-        """What the forward pass leaves out: of a LoRA, the units' part of W too."""
-        found = {language: dict(selected) for language, selected in masks.items()}
-        if has_lora(model):
-            from subnet.model import find_units
-            from subnet.subnetwork import gradient_masks
-
-            live = {base: name for name, base in base_names(model).items()}
-            for language, mask in self._masks.items():
-                if isinstance(mask, Subnetwork):
-                    owned = gradient_masks(mask, find_units(model), shared=self._shared)
-                    found[language] |= {live[base]: part for base, part in owned.items()}
-            # A factor that belongs to no unit is not trained, and stays in the forward pass.
-            found = {
-                language: {name: part for name, part in parts.items() if bool(part.any())}
-                for language, parts in found.items()
-            }
         return found
 
     def _gradient_hook(self, name: str) -> Any:
@@ -286,6 +257,45 @@ class MaskedUpdates(TrainerCallback):  # type: ignore[misc]
                     + (f", in the checkpoint of step {step}" if step else ""),
                     expected="a checkpoint that was trained with this mask from this model",
                 )
+
+
+def zeroed(
+    model: nn.Module,
+    given: Mapping[str, Mask],
+    masks: Mapping[str, Mapping[str, Tensor]],
+    shared: Sharing = "any",
+) -> dict[str, dict[str, Tensor]]:
+    """What the forward pass leaves out, where it sees zeros outside masks.
+
+    Args:
+        model: A full model, or one with a LoRA, of which it leaves out the units' part of W too.
+        given: Language to its mask.
+        masks: What `masks_of` has of these.
+        shared: With grouped queries, whose the shared rows are.
+
+    Returns:
+        Language to live parameter name to booleans, false where zeros are to stand.
+    """
+    found = {language: dict(selected) for language, selected in masks.items()}
+    if has_lora(model):
+        from subnet.model import find_units
+        from subnet.subnetwork import gradient_masks
+
+        live = {base: name for name, base in base_names(model).items()}
+        parameters = dict(model.named_parameters())
+        for language, mask in given.items():
+            if isinstance(mask, Subnetwork):
+                owned = gradient_masks(mask, find_units(model), shared=shared)
+                found[language] |= {
+                    live[base]: part.to(parameters[live[base]].device)
+                    for base, part in owned.items()
+                }
+        # A factor that belongs to no unit is not trained, and stays in the forward pass.
+        found = {
+            language: {name: part for name, part in parts.items() if bool(part.any())}
+            for language, parts in found.items()
+        }
+    return found
 
 
 def fit_masked(model: Any, features: Any, recipe: Any, *, mask: Any, **arguments: Any) -> Any:

@@ -7,9 +7,9 @@ of SGD on a support batch lead to θ'; the gradient of the loss on a disjoint qu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,8 @@ from subnet.training.subnetworks._by_language import (
 )
 from subnet.training.subnetworks._holding import Held
 from subnet.training.subnetworks._targets import Mask, masks_of
-from subnet.training.subnetworks.masking import MaskedUpdates
+from subnet.training.subnetworks.dynamic_masks import DynamicMask
+from subnet.training.subnetworks.masking import MaskedUpdates, zeroed
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,30 @@ def draw_episodes(
     return found
 
 
+class EpisodeMasks(Protocol):
+    """Which weights may move in the episodes of each language."""
+
+    def held(self, language: str) -> Mapping[str, Held]:
+        """What holds each weight of which some part is outside the language's mask."""
+
+    def see_episode(
+        self,
+        language: str,
+        step: int,
+        gradients: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor],
+    ) -> None:
+        """Be shown the query gradients of an episode, at the weights that the step began with."""
+
+
 class MetaTrainer(Trainer):  # type: ignore[misc]
     """Trainer whose gradient is that of first-order MAML; `fit_meta` feeds it.
 
     Args:
         settings: Of the episodes.
         n_languages: Episodes of a step, over all passes and processes.
-        masks: Language to what may move in its episode (live parameter name to booleans, missing
-            names not at all), the same in support and query. None for all that requires a gradient.
+        masks: What may move in a language's episode, the same in support and query. None for all
+            that requires a gradient.
     """
 
     def __init__(
@@ -105,13 +122,12 @@ class MetaTrainer(Trainer):  # type: ignore[misc]
         *arguments: Any,
         settings: MetaSettings,
         n_languages: int,
-        masks: Mapping[str, Mapping[str, Tensor]] | None = None,
+        masks: EpisodeMasks | None = None,
         **named: Any,
     ) -> None:
         super().__init__(*arguments, **named)
         self._settings, self._n_languages, self._masks = settings, n_languages, masks
         self._start: dict[str, Tensor] = {}
-        self._held: dict[str, dict[str, Held]] = {}
 
     def training_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Tensor:
         """The mean query loss of the episodes of a batch; their gradient goes to `.grad`."""
@@ -124,17 +140,16 @@ class MetaTrainer(Trainer):  # type: ignore[misc]
             for name, parameter in live.items():
                 self._start.setdefault(name, torch.empty_like(parameter)).copy_(parameter)
         for language in dict.fromkeys(language for language, _ in parts):
-            held = self._outside(language, live)
+            support, query = parts[language, "support"], parts[language, "query"]
+            frozen = self._hide(live, language) if self._settings.forward else []
             try:
-                losses.append(
-                    self._episode(
-                        plain, live, held, parts[language, "support"], parts[language, "query"]
-                    )
-                )
+                losses.append(self._episode(plain, live, language, support, query))
             finally:
                 with torch.no_grad():
                     for name, parameter in live.items():
                         parameter.copy_(self._start[name])
+                    for outside in frozen:
+                        outside.restore()
         if self.accelerator.sync_gradients and self.accelerator.num_processes > 1:
             for parameter in live.values():
                 if parameter.grad is not None:
@@ -146,24 +161,36 @@ class MetaTrainer(Trainer):  # type: ignore[misc]
         """Not estimated."""
         return 0
 
+    def _hide(self, live: Mapping[str, nn.Parameter], language: str) -> list[Held]:
+        """Zeros outside; gives back what holds those that are not live, which it remembers."""
+        held = {} if self._masks is None else self._masks.held(language)
+        frozen = [outside for name, outside in held.items() if name not in live]
+        with torch.no_grad():
+            for outside in frozen:
+                outside.remember()
+            for outside in held.values():
+                outside.clear()
+        return frozen
+
     def _episode(
         self,
         model: nn.Module,
         live: Mapping[str, nn.Parameter],
-        held: Mapping[str, Held],
+        language: str,
         support: Any,
         query: Any,
     ) -> Tensor:
-        if self._settings.forward:
-            with torch.no_grad():
-                for outside in held.values():
-                    outside.clear()
+        held = {} if self._masks is None else self._masks.held(language)
         for _ in range(self._settings.inner_steps):
-            _, gradients = self._gradients(model, live, held, support)
+            _, gradients = self._gradients(model, live, support)
+            _clear(gradients, held)
             with torch.no_grad():
                 for name, gradient in gradients.items():
                     live[name].sub_(gradient, alpha=self._settings.inner_rate)
-        loss, gradients = self._gradients(model, live, held, query)
+        loss, gradients = self._gradients(model, live, query)
+        if self._masks is not None:
+            self._masks.see_episode(language, self.state.global_step, gradients, self._start)
+            _clear(gradients, self._masks.held(language))
         for name, gradient in gradients.items():
             share = gradient / self._n_languages
             parameter = live[name]
@@ -171,37 +198,64 @@ class MetaTrainer(Trainer):  # type: ignore[misc]
         return loss
 
     def _gradients(
-        self,
-        model: nn.Module,
-        live: Mapping[str, nn.Parameter],
-        held: Mapping[str, Held],
-        batch: Any,
+        self, model: nn.Module, live: Mapping[str, nn.Parameter], batch: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
         loss = self.compute_loss(model, batch)
         found = torch.autograd.grad(loss, list(live.values()), allow_unused=True)
         gradients: dict[str, Tensor] = {}
         for name, gradient in zip(live, found, strict=True):
-            if gradient is None:
-                continue
-            if name in held:
-                gradient = gradient.contiguous()
-                held[name].clear(gradient)
-            gradients[name] = gradient
+            if gradient is not None:
+                gradients[name] = gradient.contiguous()
         return loss.detach(), gradients
 
-    def _outside(self, language: str, live: Mapping[str, nn.Parameter]) -> dict[str, Held]:
-        if self._masks is None:
-            return {}
+
+def _clear(gradients: Mapping[str, Tensor], held: Mapping[str, Held]) -> None:
+    for name, gradient in gradients.items():
+        if name in held:
+            held[name].clear(gradient)
+
+
+class _Given:
+    """Masks that stay what they are.
+
+    Args:
+        model: Whose parameters they hold.
+        masks: Language to live parameter name to booleans; a parameter that another language's
+            mask covers does not move at all.
+        hidden: As `masks`, what the forward pass is to see of parameters that do not move.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        masks: Mapping[str, Mapping[str, Tensor]],
+        hidden: Mapping[str, Mapping[str, Tensor]],
+    ) -> None:
+        self._live, self._masks, self._hidden = dict(model.named_parameters()), masks, hidden
+        self._covered = set[str]().union(*masks.values())
+        self._held: dict[str, dict[str, Held]] = {}
+        self._copies: dict[nn.Parameter, Tensor] = {}
+
+    def held(self, language: str) -> Mapping[str, Held]:
         if language not in self._held:
             masks = self._masks[language]
+            nothing = {
+                name: torch.zeros_like(self._live[name], dtype=torch.bool)
+                for name in self._covered - masks.keys()
+            }
+            moving = {
+                name: mask
+                for name, mask in {**masks, **nothing}.items()
+                if self._live[name].requires_grad
+            }
             self._held[language] = {
-                name: Held(
-                    parameter,
-                    masks.get(name, torch.zeros_like(parameter, dtype=torch.bool)),
-                )
-                for name, parameter in live.items()
+                name: Held(self._live[name], mask.to(self._live[name].device), self._copies)
+                for name, mask in {**self._hidden.get(language, {}), **moving}.items()
             }
         return self._held[language]
+
+    def see_episode(self, *_: Any) -> None:
+        """Nothing changes."""
 
 
 def fit_meta(
@@ -213,15 +267,17 @@ def fit_meta(
     collate: Collate,
     seed: int,
     folder: Any,
-    masks: Mapping[str, Mask] | None = None,
+    masks: Mapping[str, Mask] | DynamicMask | None = None,
     base: str | None = None,
+    train: Sequence[str] = (),
     **arguments: Any,
 ) -> Any:
     """Train a start from which each language is learnt quickly, in place, by first-order MAML.
 
     Every step has one episode of each language. With masks a language's episode moves only what its
     mask selects, in support as in query, and the outer step moves only what some mask selects:
-    all else stays bitwise as it was.
+    all else stays bitwise as it was. A dynamic mask is found by the gradients of the language's
+    query batches at θ', as |g·θ| or g²; before its first one the support batch moves all weights.
 
     Args:
         model: With a loss of its own.
@@ -232,8 +288,11 @@ def fit_meta(
         collate: As of `fit`.
         seed: Of the episodes and of dropout.
         folder: As of `fit`.
-        masks: Language to its mask, as of `MaskedUpdates`.
+        masks: Language to its mask, as of `MaskedUpdates`; or a `DynamicMask`, which then has one
+            for each language.
         base: Identity of the model's base, which masks must then stand on.
+        train: Names or patterns of parameters that no mask covers and that all languages train
+            whole, such as `("classifier*",)`; a `DynamicMask` has them among its settings.
         arguments: `on_step`, `callbacks`, `save_every` and `resume` of `fit`.
 
     Returns:
@@ -253,15 +312,10 @@ def fit_meta(
             f"the episodes of {len(features)} languages cannot be divided among {parts} passes",
             expected="a number of languages that is a multiple of them",
         )
-    if masks is not None and (lone := sorted(features.keys() ^ masks.keys())):
-        raise InputError(f"{lone[0]} has no mask, or a mask and no examples", expected="both")
-    found = None
     callbacks = list(arguments.pop("callbacks", ()))
-    outer = None
-    if masks is not None:
-        found = {language: masks_of(model, mask, base=base) for language, mask in masks.items()}
-        outer = MaskedUpdates(_union(found.values()))
-        callbacks.append(outer)
+    resume = arguments.get("resume")
+    allowed, outer = _allowed(model, masks, list(features), settings, base, train, resume)
+    callbacks += [] if outer is None else [outer]
 
     entries: list[Any] = []
     sizes = {language: len(examples) for language, examples in features.items()}
@@ -277,12 +331,47 @@ def fit_meta(
         return fit(
             model, entries, recipe.replace(batch_size=width),
             collate=Parts(collate), seed=seed, folder=folder, callbacks=callbacks, batches=places,
-            trainer_class=MetaTrainer, settings=settings, n_languages=len(features), masks=found,
+            trainer_class=MetaTrainer, settings=settings, n_languages=len(features), masks=allowed,
             **arguments,
         )  # fmt: skip
     finally:
         if outer is not None:
             outer.detach()
+
+
+def _allowed(
+    model: nn.Module,
+    masks: Mapping[str, Mask] | DynamicMask | None,
+    languages: Sequence[str],
+    settings: MetaSettings,
+    base: str | None,
+    train: Sequence[str],
+    resume: Any,
+) -> tuple[EpisodeMasks | None, MaskedUpdates | DynamicMask | None]:
+    """What holds within episodes, and what holds between them."""
+    if masks is None:
+        if train:
+            raise InputError("train is given without masks", expected="masks, or no train")
+        return None, None
+    if isinstance(masks, DynamicMask):
+        if n_processes() > 1:
+            raise InputError(
+                f"a dynamic mask is found in the episodes of {n_processes()} processes, each of "
+                "which has those of other languages",
+                expected="one process, or masks that are given",
+            )
+        if train or masks.forward != settings.forward:
+            raise InputError(
+                "train or forward is given beside a dynamic mask",
+                expected="train in DynamicSettings, and the same forward in both",
+            )
+        masks.tell(languages, episodes=True, base=base, resume=resume)
+        return masks, masks
+    if lone := sorted(set(languages) ^ masks.keys()):
+        raise InputError(f"{lone[0]} has no mask, or a mask and no examples", expected="both")
+    found = {language: masks_of(model, mask, base=base) for language, mask in masks.items()}
+    hidden = zeroed(model, masks, found) if settings.forward else {}
+    return _Given(model, found, hidden), MaskedUpdates(_union(found.values()), train=train)
 
 
 def _union(masks: Any) -> dict[str, Tensor]:
