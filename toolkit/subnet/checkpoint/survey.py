@@ -39,6 +39,7 @@ def survey(root: Root, findings: Findings) -> None:
     survey_records.survey_evaluations(root, findings)
     survey_records.survey_trainer_logs(root, findings)
     survey_records.survey_examples(root, findings)
+    survey_records.survey_heads(root, findings)
     _survey_joint(root, findings)
     _survey_rest(root, findings)
 

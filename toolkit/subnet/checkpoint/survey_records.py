@@ -15,10 +15,13 @@ from subnet.errors import FileFormatError
 
 #: Scores of every language under the parameters that are one language's own.
 TRANSFER_FILE = "transfer.csv"
+#: Each language's own head, where languages share the body.
+_HEADS = "heads"
 #: What training says of itself, for people to read.
 _TRAINING_RECORDS = {
     "mask_history.csv": "how dynamic masks changed",
-    "conflict.csv": "how far the gradients of languages agreed",
+    "conflict.csv": "how far the gradients of languages agreed while the base was trained",
+    "stage_conflict.csv": "how far the gradients of languages agreed in every stage",
     "references.csv": "what references and copies of the source score",
 }
 
@@ -70,6 +73,15 @@ def survey_tables(root: Root, findings: Findings) -> None:
                 f"has the columns {', '.join(header) or 'of an empty file'}",
                 "scores want stage,language,metric,value or one column per language",
             )
+
+
+def survey_heads(root: Root, findings: Findings) -> None:
+    """What each language was tested with beside the body that all share."""
+    folder = root.path / _HEADS
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if files:
+        text = f"{count(files, 'head')} of languages that share the body"
+        findings.entries.append(Entry("training_record", folder, root.run, recognised_as=text))
 
 
 def _enter_scores(

@@ -38,13 +38,24 @@ def check_batches(config: TrainingConfig, corpus: Corpus) -> None:
                 f"{name}.conflict_every is {steps}, and one language is trained",
                 expected="two or more, whose gradients can be compared",
             )
-    if not base.steps or base.method == "plain":
+    masked = config.subnetworks.in_base != "none"
+    if not base.steps or (base.method == "plain" and not masked):
         return
     if len(corpus.names) < 2:
+        during = f"subnetworks.during is {config.subnetworks.during!r}"
         raise InputError(
-            f"base.method is {base.method!r}, and one language is trained",
-            expected="two or more, or base.method = 'plain'",
+            f"{during if masked else f'base.method is {base.method!r}'}, and one language is "
+            "trained",
+            expected="two or more" if masked else "two or more, or base.method = 'plain'",
         )
+    if base.method == "plain":
+        if base.steps < len(corpus.names):
+            raise InputError(
+                f"base.steps is {base.steps}, and {len(corpus.names)} languages take turns, each "
+                "in its mask",
+                expected=f"{len(corpus.names)} or more",
+            )
+        return
     needed, what = base.support + base.query, "base.support and base.query"
     if base.method == "pcgrad":
         if base.batch_size % len(corpus.names):

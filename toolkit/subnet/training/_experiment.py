@@ -13,7 +13,7 @@ from subnet.checkpoint import open_checkpoint
 from subnet.errors import DivergedError
 from subnet.training import _directory
 from subnet.training._ahead import check_density, check_optimizers
-from subnet.training._base import fit_base
+from subnet.training._base import MASKS, LeftByBase, fit_base
 from subnet.training._building import build_task
 from subnet.training._models import adapted
 from subnet.training._plan import Cell, Lone, Run, plan_cells, plan_lone, plan_runs
@@ -26,6 +26,8 @@ from subnet.training._starting import labels_of, starting_model
 from subnet.training._static_masks import (
     check_base_ahead,
     check_masks_fit,
+    identity_as,
+    masks_in,
     on_this_base,
     read_masks,
 )
@@ -76,8 +78,9 @@ class Experiment:
             for cell in self.cells:
                 own_parameters(model, config.adaptation, cell.sharing)
             if rank == config.adaptation.ranks[0]:
-                check_masks_fit(self._masks, model)
-                check_density(config, model)
+                for masked in self._masked_models(model):
+                    check_masks_fit(self._masks, masked)
+                    check_density(config, masked)
                 check_optimizers(config, model, target)
         there = target / "base" if going_on else None
         check_base_ahead(
@@ -97,16 +100,19 @@ class Experiment:
         if first_says(place.is_dir()):
             self.steps.passed(self.config.base.steps)
         else:
-            if self.config.base.steps:
-                self._fit_base()
+            left = self._fit_base() if self.config.base.steps else LeftByBase()
             if is_first():
                 with _files.new_directory(place) as building:
                     self.tokenizer.save_pretrained(building)
                     self.base.save_pretrained(building)
+                    identity = identity_as(place.name, building)
+                    left.save_masks(building, self.corpus.names, identity)
             wait_for_all()
         self.base = type(self.base).from_pretrained(place, dtype="float32")
         identity = open_checkpoint(self.target).base_identity()
         masks = on_this_base(self._masks, identity, self.config, self._root)
+        if self.config.subnetworks.in_stages == "dynamic" and (place / MASKS).is_dir():
+            masks = masks_in(place / MASKS, self.corpus.names)
         self.procedure = Procedure(self.config, self.task, self.corpus, self.base, identity, masks)
 
     def train_cell(self, cell: Cell, place: Path, runs: Sequence[Run]) -> None:
@@ -138,13 +144,15 @@ class Experiment:
                 text = _directory.settings_toml(self.corpus, self.task)
                 (place / "subnet.toml").write_text(text, encoding="utf-8")
             if place != self.target:
-                self._write_run_file(place, {"sharing": cell.sharing, "rank": cell.rank}, runs)
+                what = {"sharing": cell.sharing, "rank": cell.rank}
+                self._write_run_file(place, what, [cell], runs)
         wait_for_all()
 
     def finish(self, cells: Sequence[Cell], runs: Sequence[Run]) -> None:
         """Say that all is done."""
         if is_first():
-            self._write_run_file(self.target, {"cells": [cell.name for cell in cells]}, runs)
+            what = {"cells": [cell.name for cell in cells]}
+            self._write_run_file(self.target, what, cells, runs)
             StageLog(self.target).remove()
         wait_for_all()
 
@@ -229,7 +237,12 @@ class Experiment:
         self.steps.passed(steps if found and not known else 0)
         return bool(found)
 
-    def _fit_base(self) -> None:
+    def _masked_models(self, adapted: Any) -> list[Any]:
+        """The models in which masks hold: the base while it is trained, and what a stage trains."""
+        wanted = self.config.subnetworks
+        return [self.base] * (wanted.in_base != "none") + [adapted] * (wanted.in_stages != "none")
+
+    def _fit_base(self) -> LeftByBase:
         """The base on all languages, by the method of the configuration."""
         with self._naming("base"):
             left = fit_base(
@@ -237,6 +250,7 @@ class Experiment:
                 self.config,
                 self.task,
                 self.corpus,
+                masks=self._masks,
                 seed=self._seed("base/batches"),
                 folder=StageLog(self.target).trainer_folder(0),
                 on_step=self.steps.named("base"),
@@ -246,6 +260,7 @@ class Experiment:
 
             with _files.new_file(self.target / "conflict.csv") as building:
                 write_csv(left.conflict, building)
+        return left
 
     def _fit(
         self,
@@ -288,7 +303,9 @@ class Experiment:
                 save_model(model, building)
         wait_for_all()
 
-    def _write_run_file(self, place: Path, what: dict[str, Any], runs: Sequence[Run]) -> None:
+    def _write_run_file(
+        self, place: Path, what: dict[str, Any], cells: Sequence[Cell], runs: Sequence[Run]
+    ) -> None:
         orders = {run.name: list(run.order) for run in runs}
         settings = self.config.model_dump(mode="json")
         _files.write_json(
@@ -298,17 +315,19 @@ class Experiment:
                 "inputs": self._inputs,
                 **what,
                 "orders": orders,
-                **_directory.described(settings, self._seeds(runs), self.task, self.corpus.test),
+                **_directory.described(
+                    settings, self._seeds(cells, runs), self.task, self.corpus.test
+                ),
             },
         )
 
     def _seed(self, name: str) -> int:
         return derived_seed(self.config.seed, name)
 
-    def _seeds(self, runs: Sequence[Run]) -> dict[str, int]:
+    def _seeds(self, cells: Sequence[Cell], runs: Sequence[Run]) -> dict[str, int]:
         """The seed of every initialisation: adapters that share theirs look alike."""
         found = {"base": self._seed("base")}
-        for cell in self.cells:
+        for cell in cells:
             lone = plan_lone(self.config, cell, self.corpus.names, runs)
             names = [entry.name for entry in lone]
             names += [f"r{cell.rank}/joint"] * self.config.sequence.joint

@@ -114,7 +114,7 @@ def plan_lone(
     """
     wanted = config.sequence
     first = languages if wanted.adapters and cell.sharing == "full" else ()
-    masked = cell.sharing == "none" and config.subnetworks.method != "none"
+    masked = cell.sharing == "none" and config.subnetworks.in_stages != "none"
     second = () if masked else runs[0].order[: wanted.replicates]
     container = "adapters" if cell.rank else "weights"
     return (

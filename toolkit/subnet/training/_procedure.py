@@ -14,7 +14,7 @@ from subnet.training._stages import last_checkpoint
 from subnet.training._trainer import fit
 from subnet.training._turns import Turns
 from subnet.training._without_effect import check_settings_act
-from subnet.training.config import TrainingConfig
+from subnet.training.config import SubnetworksConfig, TrainingConfig
 from subnet.training.corpora import Corpus
 from subnet.training.recipe import Recipe
 from subnet.training.tasks import Task
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from subnet.subnetwork import Subnetwork
+    from subnet.training.subnetworks import DynamicSettings
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Procedure:
         corpus: Examples.
         base: The model before the sequence.
         identity: Of the base, which masks must stand on.
-        masks: Of each language, where they are given.
+        masks: Of each language, where they are given; dynamic ones begin with them.
     """
 
     config: TrainingConfig
@@ -81,7 +82,7 @@ class Procedure:
             folder: Where Trainer may write what it needs to go on.
             on_step: Called after every step.
         """
-        method = self.config.subnetworks.method
+        method = self.config.subnetworks.in_stages
         common: dict[str, Any] = {
             "collate": self.task.collate,
             "seed": seed,
@@ -110,7 +111,7 @@ class Procedure:
         language: str,
         arguments: Mapping[str, Any],
     ) -> Left:
-        method = self.config.subnetworks.method
+        method = self.config.subnetworks.in_stages
         if method == "none":
             fit(model, features, recipe, **arguments)
             return Left()
@@ -130,16 +131,16 @@ class Procedure:
         if not self.config.output.save_every:
             return None
         needed = {
-            MASK: self.config.subnetworks.method == "dynamic",
+            MASK: self.config.subnetworks.in_stages == "dynamic",
             CONFLICT: bool(self.config.training.conflict_every),
         }
         return last_checkpoint(folder, *(name for name, is_needed in needed.items() if is_needed))
 
     def _mask(self, language: str) -> Any:
-        from subnet.training.subnetworks import DynamicMask, DynamicSettings, MaskedUpdates
+        from subnet.training.subnetworks import DynamicMask, MaskedUpdates
 
         settings = self.config.subnetworks
-        if settings.method == "static":
+        if settings.in_stages == "static":
             return MaskedUpdates(
                 self.masks[language],
                 forward=settings.forward,
@@ -147,13 +148,9 @@ class Procedure:
                 base=self.identity,
             )
         return DynamicMask(
-            DynamicSettings(
-                density=settings.density,
-                every=settings.every,
-                score=settings.score,
-                smoothing=settings.smoothing,
-                train=self._whole(),
-            )
+            dynamic_settings(settings, train=self._whole()),
+            start=self.masks.get(language),
+            forward=settings.forward,
         )
 
     def _sparse(
@@ -185,6 +182,19 @@ class Procedure:
         if self.config.adaptation.head == "frozen":
             return ()
         return tuple(f"*{name}*" for name in heads_of(self.base))
+
+
+def dynamic_settings(settings: SubnetworksConfig, *, train: Sequence[str]) -> DynamicSettings:
+    """How dynamic masks are found, beside what is trained whole."""
+    from subnet.training.subnetworks import DynamicSettings
+
+    return DynamicSettings(
+        density=settings.density,
+        every=settings.every,
+        score=settings.score,
+        smoothing=settings.smoothing,
+        train=tuple(train),
+    )
 
 
 def with_alignment(
@@ -231,7 +241,7 @@ def check_procedure(config: TrainingConfig) -> None:
     Raises:
         InputError: Says which settings.
     """
-    method, tuning = config.subnetworks.method, config.adaptation.tuning
+    method, tuning = config.subnetworks.in_stages, config.adaptation.tuning
     if method in ("sparse", "dynamic") and tuning == "lora":
         raise InputError(
             f"subnetworks.method is {method!r} and adaptation.tuning is 'lora'",
@@ -246,6 +256,16 @@ def check_procedure(config: TrainingConfig) -> None:
         raise InputError(
             f"translation.alignment is asked for and task is {config.task!r}",
             expected="task = 'translation'",
+        )
+    if config.subnetworks.in_base == "static" and not config.model.name:
+        raise InputError(
+            f"subnetworks.during is {config.subnetworks.during!r}, and model.name is ''",
+            expected="the model that the masks are of",
+        )
+    if config.subnetworks.in_base != "none" and config.base.method == "pcgrad":
+        raise InputError(
+            f"subnetworks.during is {config.subnetworks.during!r} and base.method is 'pcgrad'",
+            expected="base.method = 'plain' or 'meta'",
         )
     check_settings_act(config)
     if config.task == "translation":

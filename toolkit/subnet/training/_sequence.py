@@ -19,7 +19,7 @@ from subnet.training._processes import is_first, processes, wait_for_all
 from subnet.training._stages import StageLog, item_rows, score_rows
 from subnet.training.config import Sharing, TrainingConfig
 from subnet.training.corpora import Corpus
-from subnet.training.sharing import Parameters, own_parameters, save_model
+from subnet.training.sharing import Parameters, own_parameters, save_head, save_model
 from subnet.training.tasks import Outcome, Row, Task
 
 if TYPE_CHECKING:
@@ -271,8 +271,19 @@ class SequenceRun:
         wait_for_all()
 
     def _deliver_languages(self) -> None:
-        """The model that answers for each language at the end, where languages have their own."""
-        if not self.carried and self.setting.config.output.stages != "none":
+        """The model that answers for each language at the end, where languages have their own.
+
+        Where these are heads alone, the body is that of the last stage, and the heads stand apart.
+        """
+        if self.setting.config.output.stages == "none":
+            return
+        if self.carried and self.parameters.own and is_first():
+            with new_directory(self.folder / "heads", overwrite=True) as building:
+                for language in self.order:
+                    path = building / f"{language}.safetensors"
+                    save_head(self.parameters.state(language), path)
+        wait_for_all()
+        if not self.carried:
             container = "adapters" if self.setting.config.adaptation.tuning == "lora" else "weights"
             for language in self.order:
                 self.parameters.put(language)

@@ -89,6 +89,13 @@ def read_masks(
     return {language: found[language] for language in languages}
 
 
+def masks_in(place: Path, languages: Sequence[str]) -> dict[str, Subnetwork]:
+    """The masks that training found for a base, from the base's own folder."""
+    from subnet.subnetwork import load_subnetwork
+
+    return {name: load_subnetwork(place / f"{name}.safetensors") for name in languages}
+
+
 def check_masks_fit(masks: Masks, model: Any) -> None:
     """Refuse masks over other parameters than the model has, or of what cannot hold in it.
 
@@ -114,7 +121,8 @@ def check_base_ahead(
     """Refuse masks of which it is known before any training that they are of another base.
 
     A base that is to be trained here is not known yet; masks can be of it only if the same training
-    made theirs, as the `run.json` beside them says.
+    made theirs, as the `run.json` beside them says. Masks that hold while the base is trained are
+    of the model before.
 
     Args:
         masks: One for each language.
@@ -133,7 +141,7 @@ def check_base_ahead(
     known = _given(config, root)
     if there is not None and has_model(there):
         _check(masks, [*known, _identity(there)])
-    elif config.base.steps:
+    elif config.base.steps and config.subnetworks.in_base == "none":
         _check_same_training(masks, config, root / config.subnetworks.masks, inputs)
     elif not _others(masks, known):
         return
@@ -204,6 +212,9 @@ def _difference(
 ) -> str | None:
     """A setting, or a file, in which the training of a base was another one."""
     theirs, ours = record["settings"], config.model_dump(mode="json")
+    during = theirs.get("subnetworks", {}).get("during", "stages")
+    if during != "stages":
+        return f"subnetworks.during {during!r} and not 'stages'"
     for part in _OF_THE_BASE:
         before, now = theirs.get(part), ours[part]
         if not isinstance(now, dict) or not isinstance(before, dict):
@@ -221,7 +232,7 @@ def _difference(
 def _given(config: TrainingConfig, root: Path) -> list[str]:
     """Under which identity the model that was given is known, where it is taken as it is."""
     name = config.model.name
-    if config.base.steps or not name:
+    if (config.base.steps and config.subnetworks.in_base == "none") or not name:
         return []
     place = root / name
     return [_identity(place) if place.is_dir() else name]
@@ -234,6 +245,12 @@ def _identity(folder: Path) -> str:
     bases = Bases()
     store = bases.store(folder)
     return "" if store is None else bases.fingerprint(store)
+
+
+def identity_as(name: str, folder: Path) -> str:
+    """The identity that a base will have under another name."""
+    found = _CONTENT.search(_identity(folder))
+    return "" if found is None else f"{name} {found.group()}"
 
 
 def _others(masks: Masks, known: Sequence[str]) -> list[Subnetwork]:

@@ -136,10 +136,18 @@ _RULES = (
     _Rule(
         "sequence",
         ("replicates",),
-        lambda c: c.subnetworks.method != "none" and set(c.adaptation.sharings) == {"none"},
+        lambda c: c.subnetworks.in_stages != "none" and set(c.adaptation.sharings) == {"none"},
         "subnetworks.method",
         "'none'",
     ),
+    _Rule(
+        "subnetworks",
+        ("during",),
+        lambda c: c.subnetworks.method not in ("static", "dynamic"),
+        "subnetworks.method",
+        "'static' or 'dynamic'",
+    ),
+    _Rule("subnetworks", ("during",), lambda c: not c.base.steps, "base.steps", "1 or more"),
     _Rule(
         "subnetworks",
         ("density",),
@@ -157,9 +165,9 @@ _RULES = (
     _Rule(
         "subnetworks",
         ("forward",),
-        lambda c: c.subnetworks.method != "static",
+        lambda c: c.subnetworks.method not in ("static", "dynamic"),
         "subnetworks.method",
-        "'static'",
+        "'static' or 'dynamic'",
     ),
     _Rule(
         "translation",

@@ -169,6 +169,22 @@ class Parameters:
                 self._live[name].copy_(value)
 
 
+def save_head(values: Mapping[str, Tensor], path: Path) -> None:
+    """Write a language's own head under the names that the base's parameters have.
+
+    A model that was delivered takes it by `load_state_dict(..., strict=False)`.
+    """
+    from subnet.training._stages import save_tensors
+
+    save_tensors(
+        {
+            name.removeprefix("base_model.model.").replace(f".modules_to_save.{ADAPTER}", ""): value
+            for name, value in values.items()
+        },
+        path,
+    )
+
+
 def save_model(model: Any, path: Path) -> None:
     """Write an adapter, or a whole model, as their libraries do."""
     from peft import PeftModel
