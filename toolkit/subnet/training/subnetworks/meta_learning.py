@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +26,10 @@ from subnet.training.subnetworks._by_language import (
     check_languages,
     draw,
 )
+from subnet.training.subnetworks._episode_masks import EpisodeMasks, allowed_in_episodes
 from subnet.training.subnetworks._holding import Held
-from subnet.training.subnetworks._targets import Mask, masks_of
+from subnet.training.subnetworks._targets import Mask
 from subnet.training.subnetworks.dynamic_masks import DynamicMask
-from subnet.training.subnetworks.masking import MaskedUpdates, zeroed
 
 
 @dataclass(frozen=True)
@@ -89,22 +89,6 @@ def draw_episodes(
             drawn.append(Episode(language, tuple(places[:cut]), tuple(places[cut:])))
         found.append(drawn)
     return found
-
-
-class EpisodeMasks(Protocol):
-    """Which weights may move in the episodes of each language."""
-
-    def held(self, language: str) -> Mapping[str, Held]:
-        """What holds each weight of which some part is outside the language's mask."""
-
-    def see_episode(
-        self,
-        language: str,
-        step: int,
-        gradients: Mapping[str, Tensor],
-        weights: Mapping[str, Tensor],
-    ) -> None:
-        """Be shown the query gradients of an episode, at the weights that the step began with."""
 
 
 class MetaTrainer(Trainer):  # type: ignore[misc]
@@ -215,49 +199,6 @@ def _clear(gradients: Mapping[str, Tensor], held: Mapping[str, Held]) -> None:
             held[name].clear(gradient)
 
 
-class _Given:
-    """Masks that stay what they are.
-
-    Args:
-        model: Whose parameters they hold.
-        masks: Language to live parameter name to booleans; a parameter that another language's
-            mask covers does not move at all.
-        hidden: As `masks`, what the forward pass is to see of parameters that do not move.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        masks: Mapping[str, Mapping[str, Tensor]],
-        hidden: Mapping[str, Mapping[str, Tensor]],
-    ) -> None:
-        self._live, self._masks, self._hidden = dict(model.named_parameters()), masks, hidden
-        self._covered = set[str]().union(*masks.values())
-        self._held: dict[str, dict[str, Held]] = {}
-        self._copies: dict[nn.Parameter, Tensor] = {}
-
-    def held(self, language: str) -> Mapping[str, Held]:
-        if language not in self._held:
-            masks = self._masks[language]
-            nothing = {
-                name: torch.zeros_like(self._live[name], dtype=torch.bool)
-                for name in self._covered - masks.keys()
-            }
-            moving = {
-                name: mask
-                for name, mask in {**masks, **nothing}.items()
-                if self._live[name].requires_grad
-            }
-            self._held[language] = {
-                name: Held(self._live[name], mask.to(self._live[name].device), self._copies)
-                for name, mask in {**self._hidden.get(language, {}), **moving}.items()
-            }
-        return self._held[language]
-
-    def see_episode(self, *_: Any) -> None:
-        """Nothing changes."""
-
-
 def fit_meta(
     model: nn.Module,
     features: Mapping[str, Features],
@@ -314,7 +255,9 @@ def fit_meta(
         )
     callbacks = list(arguments.pop("callbacks", ()))
     resume = arguments.get("resume")
-    allowed, outer = _allowed(model, masks, list(features), settings, base, train, resume)
+    allowed, outer = allowed_in_episodes(
+        model, masks, list(features), base, train, forward=settings.forward, resume=resume
+    )
     callbacks += [] if outer is None else [outer]
 
     entries: list[Any] = []
@@ -337,46 +280,3 @@ def fit_meta(
     finally:
         if outer is not None:
             outer.detach()
-
-
-def _allowed(
-    model: nn.Module,
-    masks: Mapping[str, Mask] | DynamicMask | None,
-    languages: Sequence[str],
-    settings: MetaSettings,
-    base: str | None,
-    train: Sequence[str],
-    resume: Any,
-) -> tuple[EpisodeMasks | None, MaskedUpdates | DynamicMask | None]:
-    """What holds within episodes, and what holds between them."""
-    if masks is None:
-        if train:
-            raise InputError("train is given without masks", expected="masks, or no train")
-        return None, None
-    if isinstance(masks, DynamicMask):
-        if n_processes() > 1:
-            raise InputError(
-                f"a dynamic mask is found in the episodes of {n_processes()} processes, each of "
-                "which has those of other languages",
-                expected="one process, or masks that are given",
-            )
-        if train or masks.forward != settings.forward:
-            raise InputError(
-                "train or forward is given beside a dynamic mask",
-                expected="train in DynamicSettings, and the same forward in both",
-            )
-        masks.tell(languages, episodes=True, base=base, resume=resume)
-        return masks, masks
-    if lone := sorted(set(languages) ^ masks.keys()):
-        raise InputError(f"{lone[0]} has no mask, or a mask and no examples", expected="both")
-    found = {language: masks_of(model, mask, base=base) for language, mask in masks.items()}
-    hidden = zeroed(model, masks, found) if settings.forward else {}
-    return _Given(model, found, hidden), MaskedUpdates(_union(found.values()), train=train)
-
-
-def _union(masks: Any) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for mask in masks:
-        for name, part in mask.items():
-            found[name] = found[name] | part if name in found else part
-    return found
