@@ -118,8 +118,9 @@ class BaseRecipe(RecipeConfig):
     )
     method: Literal["plain", "meta", "pcgrad"] = Field(
         default="plain",
-        description="plain: batches of all languages; meta: first-order MAML, an episode of each "
-        "language in every step; pcgrad: conflicting gradients of languages are projected",
+        description="plain: batches of all languages, or in masks of one language each; meta: "
+        "first-order MAML, an episode of each language in every step; pcgrad: conflicting "
+        "gradients of languages are projected",
     )
     support: PositiveInt = Field(default=8, description="meta: examples of a support batch")
     query: PositiveInt = Field(default=8, description="meta: examples of a query batch")

@@ -16,7 +16,12 @@ class TranslationConfig(Part):
         "default: a plain English one; empty: the source alone",
     )
     chat: bool = Field(default=False, description="put it into the tokenizer's chat template")
-    max_new_tokens: int = Field(default=0, ge=0, description="tokens to write; 0: data.max_length")
+    max_new_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="most tokens to write, a language code and the end included; 0: "
+        "data.max_length",
+    )
     beams: PositiveInt = Field(default=1, description="width of beam search; 1: greedy")
     alignment: bool = Field(
         default=False,
