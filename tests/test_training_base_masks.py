@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,8 +14,8 @@ from safetensors.torch import load_file
 
 import subnet
 from file_trainings import file_config, write_examples, write_model
-from subnet.errors import InputError, NotComparableError
-from subnet.subnetwork import Subnetwork, load_subnetworks
+from subnet.errors import InputError, NotComparableError, SubnetError
+from subnet.subnetwork import Subnetwork, load_subnetwork, load_subnetworks
 from subnet.training import train
 from training_makers import digests, small_config
 
@@ -190,6 +192,70 @@ def test_a_training_with_masks_of_the_base_goes_on(tmp_path, phase):
         train(config, tmp_path / "run", progress=stop)
     train(config, tmp_path / "run")
     assert digests(tmp_path / "run") == digests(tmp_path / "whole")
+
+
+def lost(masks):
+    shutil.rmtree(masks)
+
+
+def of_another_language(masks):
+    shutil.copy(masks / "fr.safetensors", masks / "de.safetensors")
+
+
+def of_another_base(masks):
+    mask = load_subnetwork(masks / "de.safetensors")
+    replace(mask, base="base (0123456789abcdef)").save(masks / "de.safetensors")
+
+
+def damaged(masks):
+    path = masks / "de.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+@pytest.fixture(scope="module")
+def with_a_base(tmp_path_factory):
+    """A training that was stopped when the base was there, and what it is at its end."""
+    folder = tmp_path_factory.mktemp("with_a_base")
+    wanted = {**DYNAMIC, "during": "both"}
+    config = small_config(
+        languages=["de", "fr"],
+        adaptation={"tuning": "full"},
+        data={"max_concepts_per_kind": 6},
+        base={**META, "steps": 2},
+        training={"steps": 1},
+        subnetworks=wanted,
+        output={"stages": "none"},
+    )
+
+    def stop(doing, *_):
+        if doing.startswith("stage 1"):
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(config, folder / "stopped", progress=stop)
+    train(config, folder / "whole")
+    return config, folder
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (lost, r"de\.safetensors: is not there; expected the mask of de"),
+        (of_another_language, r"de\.safetensors: is the mask of fr"),
+        (of_another_base, r"is the mask of de and stands on the base 'base \(0123456789abcdef\)'"),
+        (damaged, r"de\.safetensors: is truncated"),
+    ],
+)
+def test_stages_begin_with_the_masks_of_their_base_or_not_at_all(with_a_base, tmp_path, harm, says):
+    config, folder = with_a_base
+    run = shutil.copytree(folder / "stopped", tmp_path / "run")
+    harm(run / "base/masks")
+    with pytest.raises(SubnetError, match=says + r".*; remove .*base, and the same command trains"):
+        train(config, run)
+    if harm is lost:
+        shutil.rmtree(run / "base")  # as it says
+        train(config, run)
+        assert digests(run) == digests(folder / "whole")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ import torch
 import transformers
 
 from file_trainings import file_config, write_examples, write_model
-from subnet.errors import InputError
+from subnet.errors import DivergedError, InputError
 from subnet.training import _sequence, train
 from training_makers import digests, small_config
 
@@ -183,3 +184,20 @@ def test_one_language_has_nothing_to_be_compared_with(tmp_path):
     config = file_config(languages=["de"], training={"steps": 1, "conflict_every": 1})
     with pytest.raises(InputError, match=r"training.conflict_every is 1, and one language is tr"):
         train(config, tmp_path / "run", folder=tmp_path)
+
+
+@pytest.mark.parametrize("part", ["base", "training"])
+def test_a_training_that_diverges_says_where_also_with_a_record(tmp_path, part):
+    """A record must neither stop a training nor hide at which step it would have stopped."""
+    lost = {"optimizer": "sgd", "learning_rate": 1e20, "max_grad_norm": 0, "steps": 4}
+    said = []
+    for every in (0, 1):
+        table = {**lost, "conflict_every": every}
+        parts = {**FULL, **SMALLER, "languages": ["de", "fr"], "base": {"steps": 1}}
+        config = small_config(**{**parts, part: table})
+        with pytest.raises(DivergedError) as caught:
+            train(config, tmp_path / f"{every}")
+        said.append(caught.value.found)
+    assert said[0] == said[1]
+    named = "base" if part == "base" else "stage 1 of 2"
+    assert re.match(rf"{named}.*: the loss is not finite at step \d of 4", said[0])

@@ -387,6 +387,23 @@ def test_a_gradient_that_is_not_finite_is_named():
         gradient_conflict(model, languages(), collate)
 
 
+def test_where_it_is_allowed_a_gradient_that_is_not_finite_leaves_only_its_own_cosines_undefined():
+    features = {
+        "de": [{"g": [1.0, 2.0]}],
+        "sw": [{"g": [math.inf, -math.inf]}],
+        "fi": [{"g": [-2.0, -4.0]}],
+    }
+    frame = gradient_conflict(Flat(), features, vectors, levels=("all",), allow_undefined=True)
+    rows = {(row.language_a, row.language_b): row for row in frame.itertuples()}
+    assert rows["de", "fi"].cosine == pytest.approx(-1)
+    assert rows["de", "fi"].reason == ""
+    for pair in (("de", "sw"), ("sw", "fi")):
+        assert math.isnan(rows[pair].cosine)
+        assert rows[pair].reason == "a gradient is not finite"
+    assert rows["de", "sw"].norm_a == pytest.approx(math.sqrt(5))
+    assert math.isnan(rows["de", "sw"].norm_b)
+
+
 @pytest.mark.parametrize(
     ("size", "n", "message"),
     [(13, 24, r"batch of 13 cannot be divided among 2"), (12, 5, r"de has 5 examples.*6 or more")],

@@ -22,6 +22,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import subnet
 from subnet.errors import DivergedError, InputError, MissingInputError, OutputError
 from subnet.training import _procedure, find_cells, read_config, train
+from subnet.training.corpora import PARTS, load_corpus
 from training_makers import digests, small_config
 
 REGIMES = {
@@ -318,6 +319,15 @@ def test_tags_are_learnt_and_scored(tmp_path):
     assert set(scores.frame["metric"]) == {"loss", "accuracy", "slot_f1"}
     losses = table(tmp_path / "run", "scores")["value"].astype(float)
     assert losses.iloc[0] < np.log(13)  # less than a guess among all tags
+
+
+def test_of_a_few_terms_a_tag_may_be_among_those_tested_alone(tmp_path):
+    """With so few terms the only name of a language in two words is one to be tested."""
+    config = small_config(task="token-classification", languages=["de", "fr", "ru"])
+    corpus = load_corpus(config, tmp_path)
+    tags = {part: {t for row in getattr(corpus, part) for t in row["tags"]} for part in PARTS}
+    assert tags["test"] - tags["train"]
+    assert set(corpus.labels) == tags["train"] | tags["test"]
 
 
 class _Stop(Exception):

@@ -111,8 +111,9 @@ class Experiment:
         self.base = type(self.base).from_pretrained(place, dtype="float32")
         identity = open_checkpoint(self.target).base_identity()
         masks = on_this_base(self._masks, identity, self.config, self._root)
-        if self.config.subnetworks.in_stages == "dynamic" and (place / MASKS).is_dir():
-            masks = masks_in(place / MASKS, self.corpus.names)
+        wanted = self.config.subnetworks
+        if wanted.in_base == "dynamic" and wanted.in_stages == "dynamic":
+            masks = masks_in(place / MASKS, self.corpus.names, identity)
         self.procedure = Procedure(self.config, self.task, self.corpus, self.base, identity, masks)
 
     def train_cell(self, cell: Cell, place: Path, runs: Sequence[Run]) -> None:

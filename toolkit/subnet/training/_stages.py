@@ -92,7 +92,7 @@ class StageLog:
         files = [self._place(number) / f"{name}.csv" for number in range(self.done + 1)]
         # Names such as 007 and languages such as `nan` stay what they are.
         text = dict.fromkeys((*_NAMES, "item", "metric", "module"), str)
-        undefined = {key: [""] for key in ("stderr", "cosine")}
+        undefined = {key: [""] for key in ("stderr", "cosine", "norm_a", "norm_b")}
         frames = [
             pd.read_csv(file, dtype=text, keep_default_na=False, na_values=undefined)
             for file in files

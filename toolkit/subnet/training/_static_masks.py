@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from subnet import _files
 from subnet._tables import MAIN_RUN
-from subnet.errors import InputError, MissingInputError, NotComparableError
+from subnet.errors import InputError, MissingInputError, NotComparableError, SubnetError
 from subnet.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -89,11 +89,39 @@ def read_masks(
     return {language: found[language] for language in languages}
 
 
-def masks_in(place: Path, languages: Sequence[str]) -> dict[str, Subnetwork]:
-    """The masks that training found for a base, from the base's own folder."""
+def masks_in(place: Path, languages: Sequence[str], identity: str) -> dict[str, Subnetwork]:
+    """The masks that training found for a base, from the base's own folder.
+
+    Args:
+        place: The folder of masks.
+        languages: Whose they are, one each.
+        identity: Of the base.
+
+    Raises:
+        MissingInputError: One is not there any more.
+        NotComparableError: One is of another language, or of another base.
+        FileFormatError: One is damaged.
+    """
     from subnet.subnetwork import load_subnetwork
 
-    return {name: load_subnetwork(place / f"{name}.safetensors") for name in languages}
+    again = f"remove {place.parent}, and the same command trains it again"
+    found = {}
+    for name in languages:
+        path = place / f"{name}.safetensors"
+        try:
+            mask = load_subnetwork(path)
+        except SubnetError as error:  # gone, or damaged
+            wanted = f"the mask of {name} that the base was trained with"
+            raise type(error)(error.found, path=path, expected=wanted, fix=again) from error
+        if (mask.language, mask.base) != (name, identity):
+            raise NotComparableError(
+                f"is the mask of {mask.language} and stands on the base {mask.base!r}",
+                path=path,
+                expected=f"that of {name}, on {identity!r}",
+                fix=again,
+            )
+        found[name] = mask
+    return found
 
 
 def check_masks_fit(masks: Masks, model: Any) -> None:

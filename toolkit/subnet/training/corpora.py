@@ -158,7 +158,8 @@ def _generated(config: TrainingConfig) -> Corpus:
         }
         return Corpus(named, data.kinds, **parts, report=data.report)
     parts = {part: load_slots(data, part, seed=config.seed) for part in PARTS}
-    tags = {tag for row in parts["train"] for tag in row["tags"]}
+    # Of a few concepts one may be the only one of several words, and stand among those tested.
+    tags = {tag for part in ("train", "test") for row in parts[part] for tag in row["tags"]}
     longest = config.data.max_length - ADDED_TOKENS
     return Corpus(named, _tag_order(tags), **parts, report=_counted(data.report, parts, longest))
 

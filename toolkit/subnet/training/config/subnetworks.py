@@ -18,7 +18,7 @@ class SubnetworksConfig(Part):
         default="none",
         description="static: the masks of a directory; dynamic: found anew every some steps, at "
         "constant size; sparse: full training, the largest changes kept, those trained again "
-        "(LT-SFT, tuning = full)",
+        "(LT-SFT). In the stages all but static masks of heads and neurons want tuning = full",
     )
     during: Literal["stages", "base", "both"] = Field(
         default="stages",

@@ -50,6 +50,7 @@ def gradient_conflict(
     run: str = MAIN_RUN,
     step: int = 0,
     memory: int = 4 << 30,
+    allow_undefined: bool = False,
 ) -> pd.DataFrame:
     """Cosine of the gradients of every pair of languages, at the weights as they are.
 
@@ -66,10 +67,13 @@ def gradient_conflict(
         step: For the table.
         memory: Bytes that the gradients of all languages may take; where they are more, passes are
             repeated for a part of the parameters at a time.
+        allow_undefined: Whether a gradient that is not finite leaves its cosines undefined; it is
+            refused otherwise.
 
     Returns:
         One row per pair and part: run, step, language_a, language_b, level, module (`""` for all),
-        cosine, norm_a, norm_b, reason. The cosine with a gradient of zero is undefined.
+        cosine, norm_a, norm_b, reason. The cosine with a gradient of zero is undefined, and so are
+        norm and cosine of one that is not finite.
 
     Raises:
         InputError: There are fewer than two languages or one without examples, a level is unknown,
@@ -101,7 +105,7 @@ def gradient_conflict(
                 products[name] = (stacked @ stacked.T).cpu().numpy()
     languages = list(features)
     for name, product in products.items():
-        if not np.isfinite(product).all():
+        if not (allow_undefined or np.isfinite(product).all()):
             bad = int(np.flatnonzero(~np.isfinite(np.diag(product)))[0])
             raise InputError(
                 f"the gradient of {languages[bad]} by {name} is not finite", expected="numbers"
@@ -109,15 +113,17 @@ def gradient_conflict(
     known = {**{name: _inside(name) for name in live}, **base_names(model)}
     rows = []
     for (level, module), names in _groups({name: known[name] for name in live}, levels).items():
-        total = np.sum([products[name] for name in names], axis=0)  # [l, l]
-        norms = np.sqrt(np.diag(total))
+        with np.errstate(invalid="ignore"):
+            total = np.sum([products[name] for name in names], axis=0)  # [l, l]
+        squares = np.diag(total)
+        norms = np.sqrt(np.where(np.isfinite(squares), squares, math.nan))
         for a, b in itertools.combinations(range(len(languages)), 2):
-            undefined = norms[a] == 0 or norms[b] == 0
-            cosine = math.nan if undefined else total[a, b] / (norms[a] * norms[b])
+            reason = _why_undefined(norms[a], norms[b])
+            cosine = math.nan if reason else total[a, b] / (norms[a] * norms[b])
             rows.append(
                 (
                     run, step, languages[a], languages[b], level, module, cosine, norms[a],
-                    norms[b], "a gradient is zero" if undefined else "",
+                    norms[b], reason,
                 )
             )  # fmt: skip
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -126,8 +132,9 @@ def gradient_conflict(
 class ConflictRecorder(TrainerCallback):  # type: ignore[misc]
     """Records the conflict between languages while a model is trained.
 
-    Before the first step, and every `every` steps. Training is the same with and without it. Goes
-    on where a checkpoint left off.
+    Before the first step, and every `every` steps. Training is the same with and without it, also
+    where a gradient is not finite: it is recorded as undefined, and the trainer stops or goes on
+    as it would. Goes on where a checkpoint left off.
 
     Args:
         features: As of `gradient_conflict`.
@@ -180,7 +187,7 @@ class ConflictRecorder(TrainerCallback):  # type: ignore[misc]
                 expected="a checkpoint of a training with this record",
             )
         frame = pd.DataFrame(_files.read_json(path), columns=list(COLUMNS))
-        self._frames = [frame.astype({"cosine": float})]
+        self._frames = [frame.astype(dict.fromkeys(("cosine", "norm_a", "norm_b"), float))]
 
     def on_step_end(self, _: Any, state: Any, *__: Any, model: Any = None, **___: Any) -> None:
         """A record, where it is time."""
@@ -195,7 +202,13 @@ class ConflictRecorder(TrainerCallback):  # type: ignore[misc]
 
     def _record(self, model: nn.Module, step: int) -> None:
         self._frames.append(
-            gradient_conflict(model, self._features, self._collate, step=step, **self._settings)
+            gradient_conflict(
+                model,
+                self._features,
+                self._collate,
+                step=step,
+                **{"allow_undefined": True, **self._settings},
+            )
         )
 
 
@@ -220,6 +233,13 @@ def _gradient(
             if gradient is not None:
                 total[name].add_(gradient, alpha=len(chunk) / len(examples))
     return total
+
+
+def _why_undefined(norm_a: float, norm_b: float) -> str:
+    """Why two gradients of these lengths have no cosine; nothing where they have one."""
+    if not (math.isfinite(norm_a) and math.isfinite(norm_b)):
+        return "a gradient is not finite"
+    return "a gradient is zero" if norm_a == 0 or norm_b == 0 else ""
 
 
 def _inside(name: str) -> str:
