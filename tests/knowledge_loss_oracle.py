@@ -145,6 +145,16 @@ class Runs:
                 ]  # its own parameters, against the start
                 change, earlier, error = np.mean(given), np.mean([s[0, k] for k in keep]), 0
             add("donor", "helped_others", language, turn, change, earlier, error)
+            # Every other language that is not written in Latin script has a script of its own.
+            apart = [k for k in keep if order[k] in OTHER]
+            if transfer is None:
+                change = np.mean([v[turn, k] - v[turn - 1, k] for k in apart])
+            else:
+                change = np.mean([sign * after.loc[order[k], "value"] - v[0, k] for k in apart])
+            change = 0.0 if abs(change) < 5e-7 else change
+            self.rows.append(
+                (cell, folder.name, metric, "donor", "helped_other_scripts", language, change, turn)
+            )
             self.rows.append(
                 (cell, folder.name, metric, "", "own_turn", language, v[turn, j], turn)
             )

@@ -8,6 +8,7 @@ has nothing to do with that of the test texts, and rounding where nothing is sha
 import math
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -86,6 +87,7 @@ def test_every_measure_of_every_language_is_that_of_a_loop_over_the_raw_scores(r
         )
         for version in ("", "_relative", "_relative_to_chance")
     }  # fmt: skip
+    measures.add("helped_other_scripts")
     assert {measure for cell, _, _, measure in known if cell == "full-r8"} == measures
     for keys, rows in found.groupby(KEYS["groups"]):
         table = known[keys].loc[rows["language"]]
@@ -300,7 +302,7 @@ def test_the_printed_tables_are_the_tables(answers, truth, text):
                 assert_p(cells["q"], row["q_value"])
             if "VIF" in cells:
                 assert float(cells["VIF"]) == pytest.approx(row["variance_inflation"], abs=0.051)
-    assert seen == {"groups": 12, "contrasts": 40, "ladder": 16}
+    assert seen == {"groups": 14, "contrasts": 40, "ladder": 16}
 
 
 def test_the_sentences_say_the_numbers_of_their_rows(study, answers, read, runs, text):
@@ -397,3 +399,36 @@ def assert_p(printed, value):
         assert printed == "< 0.001"
     else:
         assert float(printed) == pytest.approx(value, abs=0.00051)
+
+
+def test_who_is_helped_apart_is_neither_latin_nor_of_the_donors_own_script():
+    """Ukrainian and Russian share a script: neither is judged by the other, German by both."""
+    languages = ["de", "fr", "ru", "uk", "ar"]
+    scripts = dict(zip(languages, ["Latn", "Latn", "Cyrl", "Cyrl", "Arab"], strict=True))
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(7, 5))  # the last is the reference, not a stage
+    matrix = SimpleNamespace(
+        run="a", metric=SimpleNamespace(name="loss"), sign=-1, scores=scores, languages=languages,
+        stages=list(range(6)), trained={3: "de", 1: "fr", 2: "ru", 5: "uk", 4: "ar"},
+    )  # fmt: skip
+    judged = {"de": (2, 3, 4), "fr": (2, 3, 4), "ru": (4,), "uk": (4,), "ar": (2, 3)}
+    forgetting = SimpleNamespace(matrices=[matrix])
+    own = pd.DataFrame(
+        [
+            ("a", donor, name, "loss", float(rng.normal()))
+            for donor in languages
+            for name in languages
+        ],
+        columns=["run", "trained_language", "language", "metric", "value"],
+    )
+    with modules_of_the_study() as study:
+        shared = study.reading.helped_apart(forgetting, scripts, None)
+        apart = study.reading.helped_apart(forgetting, scripts, own)
+    assert len(shared) == len(apart) == 5
+    for stage, donor in matrix.trained.items():
+        places = list(judged[donor])
+        fall = np.mean([scores[stage - 1, k] - scores[stage, k] for k in places])
+        assert one(shared, language=donor)["value"] == pytest.approx(fall)
+        after = own[own["trained_language"] == donor].set_index("language")["value"]
+        fall = np.mean([scores[0, k] - after[languages[k]] for k in places])
+        assert one(apart, language=donor)["value"] == pytest.approx(fall)

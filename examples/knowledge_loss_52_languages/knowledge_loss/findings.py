@@ -11,7 +11,7 @@ import pandas as pd
 
 from knowledge_loss.answers import HEADLINE_METRIC, HEADLINES, WITHIN, Answers, headline
 from knowledge_loss.design import HEADLINE_CELL
-from knowledge_loss.reading import Study
+from knowledge_loss.reading import DONOR_APART, Study
 
 ALPHA = 0.05
 #: Above this the difference between the groups hardly stands by itself.
@@ -125,10 +125,15 @@ def _others(answers: Answers) -> Iterator[str]:
     )
     here = answers.groups[answers.groups["cell"] == HEADLINE_CELL]
     stated = [
-        measure.startswith(HEADLINES[role])
+        measure.startswith(HEADLINES[role]) or measure == DONOR_APART
         for measure, role in zip(here["measure"], here["role"], strict=True)
     ]
     yield _table(here[stated], ("role", "metric", "measure"))
+    yield (
+        f"`{DONOR_APART}` is what a donor did to languages in neither Latin script nor its own: "
+        "the same languages for all donors, and none that writes alike. Where Latin languages help "
+        "more by `helped_others` and not by it, they help one another."
+    )
 
 
 def _sharing(answers: Answers) -> Iterator[str]:

@@ -27,6 +27,9 @@ RECEIVER = {
 NOISE = 5e-7
 #: Donors: what training a language did to the others (positive = it helped them).
 DONOR = "helped_others"
+#: The same on languages in neither Latin script nor the donor's own. Among the others of a Latin
+#: language most are Latin too; by this all donors are judged by the same languages, none their kin.
+DONOR_APART = "helped_other_scripts"
 
 
 @dataclass(frozen=True)
@@ -67,18 +70,19 @@ def read_study(cells: Mapping[str, Path]) -> Study:
     tables, measured, confounds, record = [], {}, pd.DataFrame(), {}
     for name, path in cells.items():
         checkpoint = subnet.open_checkpoint(path)
-        reference = path / "joint" / "scores.csv"
-        forgetting = subnet.measure_forgetting(
-            checkpoint.scores, reference=pd.read_csv(reference) if reference.is_file() else None
-        )
-        tables.append(run_outcomes(name, forgetting, _transfer(path, forgetting.runs)))
-        measured[name] = forgetting
         if confounds.empty:
             confounds = measure_confounds(checkpoint).frame.set_index("language")
             trained = pd.read_csv(path / "languages.csv", index_col="language")
             if "truncated_share" in trained:  # of training texts too; else of what is tested
                 confounds["truncated_share"] = trained["truncated_share"]
             record = read_json(path / RUN_FILE)
+        reference = path / "joint" / "scores.csv"
+        forgetting = subnet.measure_forgetting(
+            checkpoint.scores, reference=pd.read_csv(reference) if reference.is_file() else None
+        )
+        transfer = _transfer(path, forgetting.runs)
+        tables.append(run_outcomes(name, forgetting, confounds["script"], transfer))
+        measured[name] = forgetting
     languages = confounds.assign(latin=confounds["script"] == "Latn")
     for metric, baseline in _at_the_start(next(iter(measured.values()))).items():
         languages[f"baseline_{metric}"] = baseline
@@ -117,13 +121,17 @@ def averaged(single: pd.DataFrame) -> pd.DataFrame:
 
 
 def run_outcomes(
-    cell: str, forgetting: Forgetting, transfer: pd.DataFrame | None = None
+    cell: str,
+    forgetting: Forgetting,
+    scripts: Mapping[str, str],
+    transfer: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """One value per run, language and measure.
 
     Args:
         cell: Its name.
         forgetting: Its measures.
+        scripts: Language to script.
         transfer: What each language's own parameters do on every language, where they have some:
             `run, trained_language, language, metric, value`. The donor role then is the change
             against the start; with shared parameters it is the change against the stage before.
@@ -138,6 +146,7 @@ def run_outcomes(
             rows.append(_chosen(frame, source, DONOR + version, 1.0, "donor"))
     if transfer is not None:
         rows.append(transferred(forgetting, transfer))
+    rows.append(helped_apart(forgetting, scripts, transfer))
     rows.append(_chosen(frame, "own_gain", "own_gain", 1.0, ""))
     rows.append(_own_turn(forgetting))
     every = pd.concat(rows, ignore_index=True).dropna(subset=["value"])
@@ -167,6 +176,33 @@ def _own_turn(forgetting: Forgetting) -> pd.DataFrame:
     ]
     found = pd.DataFrame(rows, columns=["run", "metric", "language", "value"])
     return found.assign(measure="own_turn_score", role="")
+
+
+def helped_apart(
+    forgetting: Forgetting, scripts: Mapping[str, str], transfer: pd.DataFrame | None
+) -> pd.DataFrame:
+    """What training i did to the languages in neither Latin script nor that of i, on average."""
+    rows = []
+    for m in forgetting.matrices:
+        known = m.scores[: len(m.stages)]  # without the reference
+        after = pd.DataFrame(known, index=list(m.stages), columns=list(m.languages))
+        own = None
+        if transfer is not None:
+            chosen = (transfer["run"] == m.run) & (transfer["metric"] == m.metric.name)
+            own = transfer[chosen].pivot_table(
+                index="trained_language", columns="language", values="value"
+            )
+        for stage, donor in m.trained.items():
+            apart = {"Latn", scripts[donor]}
+            others = [name for name in m.languages if scripts[name] not in apart]
+            before = stage - 1 if own is None else 0
+            if not others or before not in after.index:
+                continue
+            reached = after.loc[stage] if own is None else own.loc[donor]
+            change = float((reached[others] - after.loc[before, others]).mean())
+            rows.append((m.run, m.metric.name, donor, m.sign * change))
+    columns = ["run", "metric", "language", "value"]
+    return pd.DataFrame(rows, columns=columns).assign(measure=DONOR_APART, role="donor")
 
 
 def transferred(forgetting: Forgetting, transfer: pd.DataFrame) -> pd.DataFrame:
