@@ -22,7 +22,7 @@ from training_makers import digests, small_config
 LANGUAGES = ["de", "fr", "ru"]
 FULL = {"languages": LANGUAGES, "adaptation": {"tuning": "full"}}
 META = {"method": "meta", "steps": 6, "support": 3, "query": 3}
-BASES = {"plain": {"method": "plain", "steps": 6}, "meta": META}
+BASES = {"turns": {"method": "turns", "steps": 6}, "meta": META}
 DYNAMIC = {"method": "dynamic", "density": 0.1, "every": 2}
 ENCODER = "encoder.layer"
 
@@ -104,8 +104,8 @@ def test_given_masks_hold_in_the_base_and_then_in_the_stages(start, tmp_path, me
 def test_methods_masks_and_forward_are_all_asked_for_apart(start, tmp_path):
     """Six bases that differ by one setting each are six different models."""
     found = {
-        "plain": static(start, tmp_path / "a", BASES["plain"], "base"),
-        "plain, forward": static(start, tmp_path / "b", BASES["plain"], "base", forward=True),
+        "turns": static(start, tmp_path / "a", BASES["turns"], "base"),
+        "turns, forward": static(start, tmp_path / "b", BASES["turns"], "base", forward=True),
         "meta": static(start, tmp_path / "c", META, "base"),
         "meta, forward": static(start, tmp_path / "d", META, "base", forward=True),
     }
@@ -269,18 +269,25 @@ def test_stages_begin_with_the_masks_of_their_base_or_not_at_all(with_a_base, tm
         ({**DYNAMIC, "during": "base", "base": {"steps": 0}}, r"during.*base.steps is 0"),
         (
             {**DYNAMIC, "during": "base", "base": {"method": "pcgrad", "batch_size": 9}},
-            r"during is 'base' and base.method is 'pcgrad'.*'plain' or 'meta'",
+            r"during is 'base' and base.method is 'pcgrad'.*'meta' or 'turns'",
         ),
         (
-            {"method": "static", "masks": "found", "during": "base"},
+            {"method": "static", "masks": "found", "during": "base", "base": META},
             r"model.name is ''.*masks are of",
         ),
-        ({**DYNAMIC, "during": "base", "base": {"steps": 2}}, r"base.steps is 2, and 3 languages"),
+        (
+            {**DYNAMIC, "during": "base", "base": {"method": "turns", "steps": 2}},
+            r"base.steps is 2, and 3 languages take turns",
+        ),
         (
             {**DYNAMIC, "during": "both", "adaptation": {"tuning": "lora"}},
             r"method is 'dynamic' and adaptation.tuning is 'lora'",
         ),
-        ({**DYNAMIC, "density": 1e-7, "during": "base"}, r"density is 1e-07, which selects none"),
+        (
+            {**DYNAMIC, "density": 1e-7, "during": "base", "base": META},
+            r"density is 1e-07, which selects none",
+        ),
+        ({**DYNAMIC, "during": "base"}, r"during is 'base' and base.method is 'plain'"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_training(start, tmp_path, parts, says):
@@ -294,9 +301,27 @@ def test_what_does_not_go_together_is_refused_before_training(start, tmp_path, p
 def test_one_language_takes_no_turns(tmp_path):
     write_examples(tmp_path / "data")
     write_model(tmp_path / "model")
-    config = file_config(languages=["de"], subnetworks={**DYNAMIC, "during": "base"})
-    with pytest.raises(InputError, match=r"during is 'base', and one language is trained"):
+    config = file_config(languages=["de"], base={"method": "turns"})
+    with pytest.raises(InputError, match=r"base.method is 'turns', and one language is trained"):
         train(config, tmp_path / "run", folder=tmp_path)
+
+
+def test_turns_without_masks_move_all_and_take_the_batches_of_turns_with_them(start, tmp_path):
+    """A mask of everything changes nothing, to the bit; without masks all weights move."""
+    free = small_config(**FULL, model={"name": "start/base"}, base=BASES["turns"])
+    train(free, tmp_path / "free", folder=start)
+    everything = {**DYNAMIC, "density": 1.0, "during": "base"}
+    masked = small_config(
+        **FULL, model={"name": "start/base"}, base=BASES["turns"], subnetworks=everything
+    )
+    train(masked, tmp_path / "masked", folder=start)
+    before = weights(start / "start/base")
+    found, same = weights(tmp_path / "free/base"), weights(tmp_path / "masked/base")
+    for name, value in found.items():
+        assert torch.equal(value, same[name]), name
+        if name.endswith("query.weight"):
+            assert (value != before[name]).float().mean() > 0.9
+    assert not (tmp_path / "free/base/masks").exists()
 
 
 def test_masks_of_another_model_are_refused_before_the_base_is_trained(start, tmp_path):

@@ -79,11 +79,12 @@ TRANSLATION = {"task": "translation", "languages": ["de>en", "en>de"]}
          r"subnetworks.forward is true.*let subnetworks.method be 'static' or 'dynamic'",
          {"adaptation": FULL, "subnetworks": {"method": "dynamic", "forward": True}}),
         ({"subnetworks": {"during": "both"}}, r"subnetworks.during is 'both'.*method is 'none'",
-         {"adaptation": FULL, "subnetworks": {"method": "dynamic", "during": "both"}}),
+         {"adaptation": FULL, "base": {"method": "turns", "steps": 9},
+          "subnetworks": {"method": "dynamic", "during": "both"}}),
         ({"adaptation": FULL, "base": {"steps": 0},
           "subnetworks": {"method": "dynamic", "during": "base"}},
          r"subnetworks.during is 'base'.*base.steps is 0.*let base.steps be 1 or more",
-         {"adaptation": FULL, "base": {"steps": 9},
+         {"adaptation": FULL, "base": {"method": "turns", "steps": 9},
           "subnetworks": {"method": "dynamic", "during": "base"}}),
         ({"training": {"conflict_examples": 5}}, r"training.conflict_examples is 5.*every is 0",
          {"training": {"conflict_examples": 5, "conflict_every": 1}}),
@@ -154,7 +155,7 @@ def test_no_warmup_is_recorded_where_none_happens(mode):
 def test_the_batch_of_a_base_is_explained_as_that_of_its_method():
     above = explain().partition("\n[base]")[2].partition("\nbatch_size")[0].splitlines()
     said = " ".join(line.removeprefix("# ") for line in above[-2:])
-    assert "plain, pcgrad: examples of a step" in said
+    assert "plain, turns, pcgrad: examples of a step" in said
     assert "meta" in said
 
 

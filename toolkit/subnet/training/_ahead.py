@@ -22,7 +22,7 @@ def check_batches(config: TrainingConfig, corpus: Corpus) -> None:
     counts = Counter(row["language"] for row in corpus.train)
     base, least = config.base, min(corpus.names, key=lambda label: counts[label])
     divided = [("training", config.training.batch_size, n_processes() * config.training.passes)]
-    if base.steps and base.method == "plain":
+    if base.steps and base.method in ("plain", "turns"):
         divided.append(("base", base.batch_size, n_processes() * base.passes))
     for name, size, parts in divided:
         if size % parts:
@@ -38,21 +38,17 @@ def check_batches(config: TrainingConfig, corpus: Corpus) -> None:
                 f"{name}.conflict_every is {steps}, and one language is trained",
                 expected="two or more, whose gradients can be compared",
             )
-    masked = config.subnetworks.in_base != "none"
-    if not base.steps or (base.method == "plain" and not masked):
+    if not base.steps or base.method == "plain":
         return
     if len(corpus.names) < 2:
-        during = f"subnetworks.during is {config.subnetworks.during!r}"
         raise InputError(
-            f"{during if masked else f'base.method is {base.method!r}'}, and one language is "
-            "trained",
-            expected="two or more" if masked else "two or more, or base.method = 'plain'",
+            f"base.method is {base.method!r}, and one language is trained",
+            expected="two or more, or base.method = 'plain'",
         )
-    if base.method == "plain":
+    if base.method == "turns":
         if base.steps < len(corpus.names):
             raise InputError(
-                f"base.steps is {base.steps}, and {len(corpus.names)} languages take turns, each "
-                "in its mask",
+                f"base.steps is {base.steps}, and {len(corpus.names)} languages take turns",
                 expected=f"{len(corpus.names)} or more",
             )
         return

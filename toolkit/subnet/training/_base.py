@@ -88,7 +88,7 @@ def fit_base(
         "callbacks": [] if recorder is None else [recorder],
     }
     mask = None
-    if settings.method == "plain" and config.subnetworks.in_base == "none":
+    if settings.method == "plain":
         fit(model, task.encode(rows), settings.recipe, **common)
     else:
         features = _by_language(task, corpus.names, rows)
@@ -103,7 +103,7 @@ def _fit_by_language(
     given: Mapping[str, Subnetwork],
     common: Mapping[str, Any],
 ) -> DynamicMask | None:
-    """Episodes, projected gradients, or turns in masks; gives back the masks that were found."""
+    """Turns, episodes or projected gradients; gives back the masks that were found."""
     from subnet.training.subnetworks import (
         DynamicMask,
         MetaSettings,
@@ -124,15 +124,16 @@ def _fit_by_language(
         masked = {"masks": mask}
     elif wanted.in_base == "static":
         masked = {"masks": given, "train": _whole(model, given)}
-    if settings.method == "plain":
-        fit_in_turns(model, features, settings.recipe, forward=wanted.forward, **masked, **common)
+    forward = wanted.forward and bool(masked)
+    if settings.method == "turns":
+        fit_in_turns(model, features, settings.recipe, forward=forward, **masked, **common)
         return mask
     episodes = MetaSettings(
         settings.support,
         settings.query,
         settings.inner_steps,
         settings.inner_rate,
-        forward=wanted.forward and bool(masked),
+        forward=forward,
     )
     fit_meta(model, features, settings.recipe, settings=episodes, **masked, **common)
     return mask

@@ -257,16 +257,17 @@ def check_procedure(config: TrainingConfig) -> None:
             f"translation.alignment is asked for and task is {config.task!r}",
             expected="task = 'translation'",
         )
+    check_settings_act(config)
     if config.subnetworks.in_base == "static" and not config.model.name:
         raise InputError(
             f"subnetworks.during is {config.subnetworks.during!r}, and model.name is ''",
             expected="the model that the masks are of",
         )
-    if config.subnetworks.in_base != "none" and config.base.method == "pcgrad":
+    if config.subnetworks.in_base != "none" and config.base.method in ("plain", "pcgrad"):
         raise InputError(
-            f"subnetworks.during is {config.subnetworks.during!r} and base.method is 'pcgrad'",
-            expected="base.method = 'plain' or 'meta'",
+            f"subnetworks.during is {config.subnetworks.during!r} and base.method is "
+            f"{config.base.method!r}",
+            expected="base.method = 'meta' or 'turns', where a language has its mask",
         )
-    check_settings_act(config)
     if config.task == "translation":
         check_identifiable(config.translation.identify_among, "translation.identify_among")

@@ -103,8 +103,8 @@ class BaseRecipe(RecipeConfig):
     )
     batch_size: PositiveInt = Field(
         default=64,
-        description="plain, pcgrad: examples of a step, over all processes; a step of meta has "
-        "support + query of each language",
+        description="plain, turns, pcgrad: examples of a step, over all processes; a step of meta "
+        "has support + query of each language",
     )
     learning_rate: PositiveFloat = Field(default=1e-3, description="peak of the schedule")
     schedule: Literal["constant", "linear", "cosine", "constant_with_warmup"] = Field(
@@ -116,11 +116,11 @@ class BaseRecipe(RecipeConfig):
         lt=1,
         description="share of the steps in which the rate rises; none where schedule is constant",
     )
-    method: Literal["plain", "meta", "pcgrad"] = Field(
+    method: Literal["plain", "turns", "meta", "pcgrad"] = Field(
         default="plain",
-        description="plain: batches of all languages, or in masks of one language each; meta: "
-        "first-order MAML, an episode of each language in every step; pcgrad: conflicting "
-        "gradients of languages are projected",
+        description="plain: batches of all languages; turns: a step is of one language, round "
+        "after round; meta: first-order MAML, an episode of each language in every step; pcgrad: "
+        "conflicting gradients of languages are projected",
     )
     support: PositiveInt = Field(default=8, description="meta: examples of a support batch")
     query: PositiveInt = Field(default=8, description="meta: examples of a query batch")

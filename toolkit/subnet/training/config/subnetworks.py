@@ -23,8 +23,7 @@ class SubnetworksConfig(Part):
     during: Literal["stages", "base", "both"] = Field(
         default="stages",
         description="static, dynamic: where masks hold. base: while [base] is trained, in the "
-        "episodes of meta, and of plain in steps of one language each; static ones are then of the "
-        "model in model.name",
+        "episodes of meta or in turns; static ones are then of the model in model.name",
     )
     masks: str = Field(
         default="",

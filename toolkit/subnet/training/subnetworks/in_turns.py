@@ -1,7 +1,7 @@
-"""All languages together, each in its own subnetwork: every optimizer step is of one language.
+"""All languages together, and every optimizer step of one of them, in its own subnetwork or not.
 
 What first-order MAML inside subnetworks is compared with: the same languages, the same masks, and
-no episodes.
+no episodes; and without masks what the masks are compared with.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import nn
 
 from subnet.errors import InputError
 from subnet.training._batches import draw_batches
+from subnet.training._trainer import fit
 from subnet.training.recipe import Recipe
 from subnet.training.subnetworks._by_language import Collate, Features, check_languages
 from subnet.training.subnetworks._targets import Mask
@@ -45,7 +46,7 @@ def fit_in_turns(
     features: Mapping[str, Features],
     recipe: Recipe,
     *,
-    masks: Mapping[str, Mask] | DynamicMask,
+    masks: Mapping[str, Mask] | DynamicMask | None = None,
     collate: Collate,
     seed: int,
     folder: Any,
@@ -56,12 +57,14 @@ def fit_in_turns(
 ) -> Any:
     """Train on all languages, in place, one in every step, which moves only its own subnetwork.
 
+    The batches are the same with masks and without them.
+
     Args:
         model: With a loss of its own.
         features: Language to its examples.
         recipe: As of `fit`; a step has `batch_size` examples of one language.
         masks: Language to its mask, as of `MaskedUpdates`; or a `DynamicMask`, which then has one
-            for each language, found by the language's own steps.
+            for each language, found by the language's own steps. None lets all weights move.
         collate: As of `fit`.
         seed: Of the turns, of the examples and of dropout.
         folder: As of `fit`.
@@ -86,8 +89,13 @@ def fit_in_turns(
             expected=f"{len(features)} steps or more",
         )
     turns = draw_turns(list(features), steps=recipe.steps, seed=seed)
-    mask: MaskedUpdates | DynamicMask
-    if isinstance(masks, DynamicMask):
+    mask: MaskedUpdates | DynamicMask | None = None
+    if masks is None:
+        if train or forward or base is not None:
+            raise InputError(
+                "train, forward or base is given without masks", expected="masks, or none of them"
+            )
+    elif isinstance(masks, DynamicMask):
         if train or masks.forward != forward:
             raise InputError(
                 "train or forward is given beside a dynamic mask",
@@ -99,11 +107,16 @@ def fit_in_turns(
         if lone := sorted(features.keys() ^ masks.keys()):
             raise InputError(f"{lone[0]} has no mask, or a mask and no examples", expected="both")
         mask = MaskedUpdates(masks, languages=turns, forward=forward, base=base, train=train)
-    return fit_masked(
-        model, [example for own in features.values() for example in own], recipe, mask=mask,
-        collate=collate, seed=seed, folder=folder,
-        batches=_batches(features, turns, recipe.batch_size, seed), **arguments,
-    )  # fmt: skip
+    examples = [example for own in features.values() for example in own]
+    arguments |= {
+        "collate": collate,
+        "seed": seed,
+        "folder": folder,
+        "batches": _batches(features, turns, recipe.batch_size, seed),
+    }
+    if mask is None:
+        return fit(model, examples, recipe, **arguments)
+    return fit_masked(model, examples, recipe, mask=mask, **arguments)
 
 
 def _batches(
