@@ -3,7 +3,8 @@
 python benchmarks/extraction_methods.py demo
 
 Runs `subnet extract` and then `subnet analyze` for each method, one after another, and prints the
-table of methods that stands in the README.
+table of methods that stands in the README. What does not depend on the method (influence, probes,
+ablation) is left out of the analysis.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--examples", type=int, default=256)
     options = parser.parse_args()
-    print(f"\n{os.cpu_count()} cores; at most {options.examples} examples of a language\n")
+    threads = os.environ.get("OMP_NUM_THREADS", os.cpu_count())
+    said = f"{threads} of {os.cpu_count()} cores; at most {options.examples} examples of a language"
+    print(f"\n{said}\n")
     print(
         "| method | selects | on the ground of | density | Jaccard (chance) | extract | analyze |"
     )
@@ -74,6 +77,7 @@ def main() -> None:
                 masks,
                 "--no-ablation",
                 "--no-influence",
+                "--no-probes",
                 "-o",
                 report,
             )
