@@ -101,6 +101,7 @@ def test_given_masks_hold_in_the_base_and_then_in_the_stages(start, tmp_path, me
         assert inside > 0
 
 
+@pytest.mark.slow
 def test_methods_masks_and_forward_are_all_asked_for_apart(start, tmp_path):
     """Six bases that differ by one setting each are six different models."""
     found = {
