@@ -28,6 +28,7 @@ from subnet.training.subnetworks import (
     DynamicSettings,
     MetaSettings,
     draw_episodes,
+    fit_masked,
     fit_meta,
 )
 from subnetwork_training import collate, encoder, quick_collection, same_bits, sentences, state
@@ -302,3 +303,12 @@ def test_masks_and_settings_that_do_not_go_together_are_refused(
     with pytest.raises(error, match=message):
         meta(model, tmp_path, given, **arguments)
     assert all(p.requires_grad and same_bits(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_a_mask_of_episodes_is_not_taken_for_plain_training(tmp_path):
+    mask = DynamicMask(DynamicSettings(0.1, every=2))
+    mask.tell(["de", "sw"], episodes=True)
+    with pytest.raises(InputError, match=r"was told of episodes.*make a new one"):
+        fit_masked(
+            encoder(), sentences(), RECIPE, mask=mask, collate=collate, seed=1, folder=tmp_path
+        )

@@ -210,7 +210,15 @@ class DynamicMask(TrainerCallback):  # type: ignore[misc]
         Args:
             trainer_class: A subclass of `Trainer` to build on; that of `fit` by default.
             resume: The checkpoint that training goes on from.
+
+        Raises:
+            InputError: The mask was told of episodes.
         """
+        if self._episodes:
+            raise InputError(
+                "the dynamic mask was told of episodes, and this trainer has none",
+                fix="make a new one, or train with fit_meta",
+            )
         self._resume = resume
         shown = self
 
