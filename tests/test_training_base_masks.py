@@ -17,7 +17,7 @@ from file_trainings import file_config, write_examples, write_model
 from subnet.errors import InputError, NotComparableError, SubnetError
 from subnet.subnetwork import Subnetwork, load_subnetwork, load_subnetworks
 from subnet.training import train
-from training_makers import digests, small_config
+from training_makers import digests, small_config, train_until
 
 LANGUAGES = ["de", "fr", "ru"]
 FULL = {"languages": LANGUAGES, "adaptation": {"tuning": "full"}}
@@ -178,19 +178,7 @@ def test_a_training_with_masks_of_the_base_goes_on(tmp_path, phase):
     wanted = {**DYNAMIC, "during": "both"}
     config = small_config(**FULL, base=META, subnetworks=wanted, output={"save_every": 1})
     train(config, tmp_path / "whole")
-
-    class StopError(Exception):
-        pass
-
-    seen = []
-
-    def stop(doing, *_):
-        seen.append(doing)
-        if doing.startswith(phase) and sum(text == doing for text in seen) == 3:
-            raise StopError
-
-    with pytest.raises(StopError):
-        train(config, tmp_path / "run", progress=stop)
+    train_until(config, tmp_path / "run", phase, 3)
     train(config, tmp_path / "run")
     assert digests(tmp_path / "run") == digests(tmp_path / "whole")
 

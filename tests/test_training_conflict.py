@@ -15,7 +15,7 @@ import transformers
 from file_trainings import file_config, write_examples, write_model
 from subnet.errors import DivergedError, InputError
 from subnet.training import _sequence, train
-from training_makers import digests, small_config
+from training_makers import digests, small_config, train_until
 
 LANGUAGES = ("de", "fr", "ru")
 FULL = {"languages": list(LANGUAGES), "adaptation": {"tuning": "full"}}
@@ -95,19 +95,7 @@ def test_a_record_goes_on_within_a_stage(tmp_path, subnetworks):
     parts = {**FULL, **SMALLER, "training": RECORDED, "subnetworks": subnetworks}
     config = small_config(**parts, output={"save_every": 1})
     train(config, tmp_path / "whole")
-
-    class StopError(Exception):
-        pass
-
-    seen = []
-
-    def stop(doing, *_):
-        seen.append(doing)
-        if doing.startswith("stage 2") and sum(text == doing for text in seen) == 4:
-            raise StopError
-
-    with pytest.raises(StopError):
-        train(config, tmp_path / "run", progress=stop)
+    train_until(config, tmp_path / "run", "stage 2", 4)
     assert list((tmp_path / "run/.resume/trainer-02").glob("checkpoint-*"))
     train(config, tmp_path / "run")
     assert digests(tmp_path / "run") == digests(tmp_path / "whole")

@@ -6,7 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from subnet.training import TrainingConfig
+import pytest
+
+from subnet.training import TrainingConfig, train
 
 SMALL: dict[str, Any] = {
     "languages": ["de", "fr", "ru", "ar"],
@@ -43,3 +45,20 @@ def digests(directory: Path) -> dict[str, str]:
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
+
+
+def train_until(config: TrainingConfig, directory: Path, phase: str, times: int) -> None:
+    """A training that ends when progress has told of a phase so many times."""
+
+    class StopError(Exception):
+        pass
+
+    seen: list[str] = []
+
+    def stop(doing: str, *_: Any) -> None:
+        seen.append(doing)
+        if doing.startswith(phase) and seen.count(doing) == times:
+            raise StopError
+
+    with pytest.raises(StopError):
+        train(config, directory, progress=stop)
