@@ -340,6 +340,12 @@ class TestBadInput:
         self.refuse(tmp_path, MissingInputError, "holds nothing that an analysis can use",
                     "put the base model's folder into the directory as base/")  # fmt: skip
 
+    def test_a_part_of_a_checkpoint(self, tmp_path):
+        (tmp_path / "masks").mkdir()
+        (tmp_path / "masks/de.safetensors").write_bytes(b"x")
+        self.refuse(tmp_path / "masks", MissingInputError, "masks: holds nothing that an analysis",
+                    f"expected the directory that it lies in; try {tmp_path}")  # fmt: skip
+
     @pytest.mark.parametrize("keep", [4, 100, -3])
     def test_truncated_adapters(self, tmp_path, keep):
         makers.write_lora_directory(tmp_path, ("de",))

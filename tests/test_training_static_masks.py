@@ -13,7 +13,7 @@ from transformers import BertForSequenceClassification
 from file_trainings import LANGUAGES, file_config, write_examples, write_model
 from subnet.checkpoint import open_checkpoint
 from subnet.checkpoint.tensors import open_model_store
-from subnet.errors import InputError, NotComparableError
+from subnet.errors import InputError, MissingInputError, NotComparableError
 from subnet.subnetwork import Subnetwork
 from subnet.training import train
 from subnet.training._inputs import read_inputs
@@ -177,9 +177,20 @@ def test_a_run_that_goes_on_knows_its_base(project):
 
 def test_masks_that_do_not_fit_are_refused_at_once(project):
     write_masks(project / "found", "not stated", shape=(8, 16))
-    refused(project, r"covers bert.*\[8, 16\].*has it as \[16, 16\]", **STATIC)
+    says = r"found/masks/de\.safetensors: .*covers bert.*\[8, 16\].*has it as \[16, 16\]"
+    refused(project, says, **STATIC)
     write_masks(project / "found", "not stated")
     refused(project, "per weight and the model has a LoRA", **{**STATIC, "adaptation": {"rank": 2}})
+    nothing = Subnetwork.from_arrays({WEIGHT: np.zeros((16, 16), bool)}, language="fr", base="")
+    nothing.save(project / "found/masks/fr.safetensors")
+    says = r"found/masks/fr\.safetensors: the mask of fr selects no weight"
+    refused(project, says, InputError, **STATIC)
+
+
+def test_the_folder_of_masks_itself_is_refused_with_the_directory_that_it_lies_in(project):
+    write_masks(project / "found", "not stated")
+    given = {**STATIC, "subnetworks": {"method": "static", "masks": "found/masks"}}
+    refused(project, r"found/masks: holds nothing.*; try \S*/found$", MissingInputError, **given)
 
 
 def test_of_several_masks_of_a_language_nobody_says_which_counts(project):

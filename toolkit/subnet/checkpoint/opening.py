@@ -23,6 +23,7 @@ from subnet.checkpoint.inventory import (
 from subnet.checkpoint.records import check_stages, describe_metrics, merge_rows
 from subnet.checkpoint.settings import SETTINGS_FILE, CheckpointSettings, read_settings
 from subnet.checkpoint.survey import survey
+from subnet.checkpoint.survey_models import RESERVED
 from subnet.checkpoint.tensors import has_model
 from subnet.checkpoint.trainer_logs import TRAINER_STATE, trainer_checkpoints
 from subnet.errors import InputError, MissingInputError
@@ -125,7 +126,13 @@ def _refuse_nothing(path: Path, skipped: Sequence[Skipped]) -> None:
     if skipped:
         first = skipped[0]
         found = f"holds nothing that an analysis can use ({first.path.name}: {first.reason})"
-        raise MissingInputError(found, path=path, fix=first.fix)
+        inner = path.name in RESERVED  # a part of a checkpoint in place of the whole
+        raise MissingInputError(
+            found,
+            path=path,
+            expected="the directory that it lies in" if inner else None,
+            fix=f"try {path.parent}" if inner else first.fix,
+        )
     empty = not any(path.iterdir())
     raise MissingInputError(
         "is empty" if empty else "holds nothing that is recognised",

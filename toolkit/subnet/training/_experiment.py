@@ -79,7 +79,7 @@ class Experiment:
                 own_parameters(model, config.adaptation, cell.sharing)
             if rank == config.adaptation.ranks[0]:
                 for masked in self._masked_models(model):
-                    check_masks_fit(self._masks, masked)
+                    check_masks_fit(self._masks, masked, root / config.subnetworks.masks)
                     check_density(config, masked)
                 check_optimizers(config, model, target)
         there = target / "base" if going_on else None

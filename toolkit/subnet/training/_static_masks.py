@@ -124,8 +124,13 @@ def masks_in(place: Path, languages: Sequence[str], identity: str) -> dict[str, 
     return found
 
 
-def check_masks_fit(masks: Masks, model: Any) -> None:
+def check_masks_fit(masks: Masks, model: Any, place: Path) -> None:
     """Refuse masks over other parameters than the model has, or of what cannot hold in it.
+
+    Args:
+        masks: One for each language.
+        model: That they are to hold.
+        place: The directory that they are from.
 
     Raises:
         NotComparableError: Says which mask and parameter.
@@ -134,7 +139,16 @@ def check_masks_fit(masks: Masks, model: Any) -> None:
     from subnet.training.subnetworks._targets import masks_of
 
     for mask in masks.values():
-        masks_of(model, mask)
+        try:
+            masks_of(model, mask)
+        except SubnetError as error:
+            file = place / "masks" / f"{mask.language}.safetensors"
+            raise type(error)(
+                error.found,
+                path=file if file.is_file() else place,
+                expected=error.expected,
+                fix=error.fix,
+            ) from error
 
 
 def check_base_ahead(
