@@ -136,6 +136,15 @@ def test_a_value_that_is_not_finite_is_named_by_tensor(value):
         run(blocks, 2, source="adapters/de")
 
 
+def test_values_that_are_not_finite_are_counted_over_all_chunks(monkeypatch):
+    monkeypatch.setattr(selection, "_CHUNK", 8)
+    block = np.ones((5, 8), np.float32)
+    block[[0, 2, 2], [1, 0, 7]] = [math.nan, math.inf, -math.inf]
+    for read in (lambda _: block, lambda _: iter([block[:2], block[2:]])):
+        with pytest.raises(InputError, match="a holds 3 values that are NaN or infinite"):
+            top_k(read, {"a": (5, 8)}, 2)
+
+
 def test_k_out_of_range_and_wrong_shape_are_refused():
     block = np.ones((2, 2), np.float32)
     for k in (-1, 5):

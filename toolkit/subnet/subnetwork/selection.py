@@ -84,16 +84,15 @@ def top_k(
         raise InputError(f"k is {k}", path=source, expected=f"0 to {total}, the number of values")
 
     upper = np.zeros(_BINS, dtype=np.int64)
-    bad = upper[_INFINITY >> 16 :]
     n_zero = 0
     for name in names:
-        before = int(bad.sum())
+        n_bad = 0
         for _, chunk in _chunks(read, name, shapes[name], source):
             patterns, lowest = _patterns(chunk), int(upper[0])
-            _tally(upper, patterns >> 16)
+            counts = _tally(upper, patterns >> 16)
+            n_bad += int(counts[_INFINITY >> 16 :].sum())
             if upper[0] > lowest:  # zeros, and the tiniest subnormal numbers
                 n_zero += int(patterns.size - np.count_nonzero(patterns))
-        n_bad = int(bad.sum()) - before
         if n_bad:
             raise InputError(
                 f"{name} holds {n_bad} values that are NaN or infinite",
@@ -146,10 +145,13 @@ def top_k(
     return Selection(bits, signs, k, float(threshold.view(np.float32)), n_zero)
 
 
-def _tally(histogram: NDArray[np.int64], bins: NDArray[np.integer[Any]]) -> None:
-    """Count into the bins up to the largest that occurs: blocks may be short."""
+def _tally(
+    histogram: NDArray[np.int64], bins: NDArray[np.integer[Any]]
+) -> NDArray[np.signedinteger[Any]]:
+    """Count into the bins up to the largest that occurs, for blocks may be short; what is added."""
     counts = np.bincount(bins)
     histogram[: counts.size] += counts
+    return counts
 
 
 def _bin_of_kth(histogram: NDArray[np.int64], k: int) -> tuple[int, int]:
