@@ -29,6 +29,7 @@ from subnet.training.subnetworks import (
     fit_in_turns,
     fit_masked,
 )
+from subnet.training.subnetworks._holding import Held
 from subnetwork_training import collate, encoder, quick_collection, same_bits, sentences, state
 
 __all__ = ["quick_collection"]
@@ -58,14 +59,18 @@ def alone(model, folder, mask, recipe=RECIPE, **arguments):
 # Against the loop
 
 
-@pytest.mark.parametrize(("score", "passes", "norm"), [("taylor", 2, 0.0), ("fisher", 1, 0.05)])
+@pytest.mark.parametrize(
+    ("score", "density", "passes", "norm"),
+    [("taylor", 0.2, 2, 0.0), ("fisher", 0.2, 1, 0.05), ("taylor", 0.75, 1, 0.0)],
+)
 def test_a_dynamic_mask_of_the_forward_pass_is_a_loop_of_masked_passes(
-    tmp_path, score, passes, norm
+    tmp_path, score, density, passes, norm
 ):
     """Gradients are at θ·m, importance of the whole θ; between steps all of θ is there."""
     recipe = RECIPE.replace(passes=passes, max_grad_norm=norm)
-    settings = DynamicSettings(0.2, every=2, score=score, smoothing=0.3, parameters=PATTERNS)
-    mask, seen, naive = DynamicMask(settings, forward=True), Recorder(), NaiveMask(settings, COUNT)
+    settings = DynamicSettings(density, every=2, score=score, smoothing=0.3, parameters=PATTERNS)
+    count = round(density * total())
+    mask, seen, naive = DynamicMask(settings, forward=True), Recorder(), NaiveMask(settings, count)
     alone(encoder(), tmp_path, mask, recipe, callbacks=[seen])
     check_turns(seen, [""] * 7, {"": naive}, recipe, forward=True)
     check_masks(mask, {"de": naive}, named=False)
@@ -74,21 +79,26 @@ def test_a_dynamic_mask_of_the_forward_pass_is_a_loop_of_masked_passes(
     assert naive.returned > 0  # and comes back
     assert mask.subnetwork("de", "tiny").settings["forward"] is True
     for found in seen.passes[passes:]:
-        assert sum(int((found[name] == 0).sum()) for name in NAMES) == total() - COUNT
+        assert sum(int((found[name] == 0).sum()) for name in NAMES) == total() - count
     for whole in seen.states:
         assert all(bool((whole[name] != 0).all()) for name in NAMES)
 
 
 @pytest.mark.parametrize(
     ("forward", "passes", "given", "train"),
-    [(False, 2, False, ()), (True, 1, False, ("classifier*",)), (True, 2, True, ())],
+    [
+        (False, 2, {}, ()),
+        (True, 1, {}, ("classifier*",)),
+        (True, 2, {"de": 0.1, "sw": 0.4}, ()),
+        (True, 1, {"de": 0.75, "sw": 0.99}, ()),
+    ],
 )
 def test_in_turns_each_language_finds_its_mask_by_its_own_steps(
     tmp_path, forward, passes, given, train
 ):
     settings = DynamicSettings(0.2, every=2, smoothing=0.5, parameters=PATTERNS, train=train)
     recipe = RECIPE.replace(passes=passes)
-    start = starts({"de": 0.1, "sw": 0.4}) if given else {}
+    start = starts(given)
     mask, seen, model = DynamicMask(settings, start=start, forward=forward), Recorder(), encoder()
     in_turns(model, tmp_path, mask, recipe, forward=forward, callbacks=[seen])
     turns = draw_turns(["de", "sw"], steps=7, seed=4)
@@ -116,7 +126,7 @@ def test_in_turns_each_language_finds_its_mask_by_its_own_steps(
             assert all(row in rows for row in batch["input_ids"].tolist())
     moved = torch.cat([(seen.states[0][n] != seen.states[-1][n]).reshape(-1) for n in NAMES])
     for own in naive.values():
-        assert (moved & ~own.flat()).sum() > own.count / 4
+        assert (moved & ~own.flat()).sum() > min(own.count, total() - own.count) / 4
 
 
 def test_unequal_turns_count_to_every_by_language(tmp_path):
@@ -217,12 +227,14 @@ def test_broken_off_within_a_step_the_model_is_whole_and_training_goes_on(tmp_pa
     """Exactly as if it had never stopped, from a checkpoint that was moved."""
     train, seen = training(kind), Recorder()
     whole, broken, resumed = encoder(), encoder(), encoder()
+    places = {name: value.data_ptr() for name, value in broken.named_parameters()}
     expected = train(whole, tmp_path / "a", callbacks=[seen])
     with pytest.raises(KeyboardInterrupt):  # in the last pass of the sixth step
         train(broken, tmp_path / "b", save_every=3, callbacks=[Breaking(11, "raise")])
     for name, value in broken.named_parameters():
         assert same_bits(value, seen.states[5][name]), name
         assert value.requires_grad
+        assert value.data_ptr() == places[name], name
 
     kept = (tmp_path / "b" / "checkpoint-3").rename(tmp_path / "kept")
     saved = load_file(kept / "model.safetensors")
@@ -238,6 +250,26 @@ def test_broken_off_within_a_step_the_model_is_whole_and_training_goes_on(tmp_pa
         assert found.history.equals(expected.history)
         for language in LANGUAGES:
             assert found.subnetwork(language, "tiny") == expected.subnetwork(language, "tiny")
+
+
+@pytest.mark.parametrize("what", ["remember", "hide"])
+def test_without_memory_for_copies_the_model_is_what_it_was(tmp_path, monkeypatch, what):
+    """Whichever copy it is that there is no memory for."""
+    done = getattr(Held, what)
+    for failing in (0, 3, len(NAMES), 3 * len(NAMES) - 1):
+        calls = iter(range(1000))
+
+        def call(held, failing=failing, calls=calls):
+            if next(calls) == failing:
+                raise MemoryError
+            done(held)
+
+        monkeypatch.setattr(Held, what, call)
+        seen, model = Recorder(), encoder()
+        with pytest.raises(MemoryError):
+            training("turns forward")(model, tmp_path, callbacks=[seen])
+        for name, value in model.named_parameters():
+            assert same_bits(value, seen.begins[-1][name]), (failing, name)
 
 
 @pytest.mark.parametrize("kind", KINDS)

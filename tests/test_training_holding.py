@@ -9,7 +9,7 @@ from subnet.errors import InputError
 from subnet.training._trainer import fit
 from subnet.training.recipe import Recipe
 from subnet.training.subnetworks import DynamicMask, DynamicSettings, MaskedUpdates, _holding
-from subnet.training.subnetworks._holding import Held
+from subnet.training.subnetworks._holding import Copies, Held
 from subnetwork_training import collate, encoder, quick_collection, random_mask, sentences
 
 __all__ = ["quick_collection"]
@@ -77,6 +77,43 @@ def test_what_is_outside_comes_back_to_the_bit_and_what_is_inside_stays(density,
 
 
 @pytest.mark.usefixtures("piece")
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+@pytest.mark.parametrize("density", DENSITIES)
+def test_what_is_hidden_is_zero_until_it_is_shown(density, dtype):
+    before, after = weights(dtype, 1), weights(dtype, 2)
+    mask, parameter = chosen(density), nn.Parameter(before.clone())
+    inside, storage = mask.reshape(-1).tolist(), parameter.data_ptr()
+    held = Held(parameter, mask)
+    with torch.no_grad():
+        for start in (before, after):  # what it hides is what is there at the time
+            parameter.copy_(start)
+            held.remember()
+            for _ in range(2):  # once more is as once
+                held.hide()
+                expected = [v if i else 0 for v, i in zip(bits(start), inside, strict=True)]
+                assert bits(parameter) == expected
+                assert parameter.requires_grad
+                assert parameter.is_leaf
+            for _ in range(2):
+                held.show()
+                assert bits(parameter) == bits(start)
+                assert parameter.data_ptr() == storage
+
+
+@pytest.mark.parametrize("density", [0.3, 0.8])
+def test_gradients_are_those_of_what_was_shown(density):
+    weight, mask = nn.Parameter(torch.randn(37, 11)), chosen(density)
+    held, inputs = Held(weight, mask), torch.randn(37, 11, requires_grad=True)
+    held.remember()
+    held.hide()
+    (weight * inputs).square().sum().backward()
+    held.show()
+    slope = 2 * weight.detach() * mask * inputs.detach()
+    torch.testing.assert_close(weight.grad, slope * inputs.detach())
+    torch.testing.assert_close(inputs.grad, slope * weight.detach())
+
+
+@pytest.mark.usefixtures("piece")
 @pytest.mark.parametrize("density", [0.1, 0.9])
 def test_a_single_bit_outside_is_a_change_and_nothing_inside_is(density):
     mask = chosen(density)
@@ -91,7 +128,7 @@ def test_a_single_bit_outside_is_a_change_and_nothing_inside_is(density):
 
 @pytest.mark.usefixtures("piece")
 def test_masks_that_take_turns_share_one_copy_and_remember_anew():
-    parameter, copies = nn.Parameter(weights(torch.float32, 0)), {}
+    parameter, copies = nn.Parameter(weights(torch.float32, 0)), Copies()
     held = [Held(parameter, chosen(density, seed), copies)
             for seed, density in enumerate((0.05, 0.5, 0.9))]  # fmt: skip
     with torch.no_grad():
@@ -104,21 +141,32 @@ def test_masks_that_take_turns_share_one_copy_and_remember_anew():
             inside = chosen((0.05, 0.5, 0.9)[step % 3], step % 3).view(-1).tolist()
             expected = [a if i else b for a, b, i in zip(after, before, inside, strict=True)]
             assert bits(parameter) == expected
-    assert list(copies) == [parameter]
+    assert list(copies.kept) == [parameter]
+    assert not copies.shown
 
 
 def test_a_mask_of_most_weights_needs_no_copy_of_the_parameter():
-    parameter, copies = nn.Parameter(torch.ones(37, 11)), {}
-    Held(parameter, chosen(0.7), copies).remember()
-    assert not copies
-    Held(parameter, chosen(0.5), copies).remember()
-    assert len(copies) == 1
+    parameter, copies = nn.Parameter(torch.ones(37, 11)), Copies()
+    for density, n in [(0.7, 0), (0.5, 1), (0.4, 1)]:
+        held = Held(parameter, chosen(density), copies)
+        held.remember()
+        held.hide()
+        held.show()
+        assert len(copies.kept) == len(copies.shown) == n
 
 
 def test_weights_in_several_pieces_of_memory_are_refused():
     parameter = nn.Parameter(torch.ones(11, 37).T)
-    with pytest.raises(InputError, match=r"shape \[37, 11\].*not contiguous.*\.contiguous\(\)"):
+    message = r"shape \[37, 11\].*not contiguous.*\.contiguous\(\)"
+    with pytest.raises(InputError, match=message):
         Held(parameter, chosen(0.5))
+    layer = nn.Linear(11, 37, bias=False)
+    layer.weight = parameter
+    mask = DynamicMask(DynamicSettings(0.3, every=1))
+    mask.attach(layer)
+    layer(torch.ones(1, 11)).sum().backward()
+    with pytest.raises(InputError, match=message):
+        mask.see(0)
 
 
 def test_infinite_gradients_outside_do_not_reach_the_norm_that_clips():

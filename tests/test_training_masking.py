@@ -431,8 +431,11 @@ def test_a_dynamic_mask_finds_the_planted_part_and_a_null_finds_none(tmp_path):
     assert 5 <= mask.subnetwork("de", "tiny").counts["used.weight"] <= 14
 
 
-def test_a_dynamic_mask_without_its_trainer_is_refused(tmp_path):
-    mask = DynamicMask(DYNAMIC)
+@pytest.mark.parametrize("forward", [False, True])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_dynamic_mask_without_its_trainer_is_refused(tmp_path, given, forward):
+    start = dynamic(encoder(), tmp_path / "start").subnetwork("de", "tiny") if given else None
+    mask = DynamicMask(DYNAMIC, start=start, forward=forward)
     with mask, pytest.raises(InputError, match=r"has seen no gradients.*fit_masked"):
         train(encoder(), folder=tmp_path, callbacks=[mask])
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from subnet.errors import InputError
 from subnet.training._processes import n_processes
-from subnet.training.subnetworks._holding import Held
+from subnet.training.subnetworks._holding import Copies, Held
 from subnet.training.subnetworks._targets import Mask, masks_of
 from subnet.training.subnetworks.dynamic_masks import DynamicMask
 from subnet.training.subnetworks.masking import MaskedUpdates, zeroed
@@ -51,7 +51,7 @@ class _Given:
         self._live, self._masks, self._hidden = dict(model.named_parameters()), masks, hidden
         self._covered = set[str]().union(*masks.values())
         self._held: dict[str, dict[str, Held]] = {}
-        self._copies: dict[nn.Parameter, Tensor] = {}
+        self._copies = Copies()
 
     def held(self, language: str) -> Mapping[str, Held]:
         if language not in self._held:

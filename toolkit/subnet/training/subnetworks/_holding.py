@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,19 @@ _PIECE = 1 << 16
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+@dataclass(frozen=True)
+class Copies:
+    """Copies of parameters that several masks share, of which one holds at a time.
+
+    Attributes:
+        kept: Parameter to what it was, for what is outside to be put back.
+        shown: Parameter to what it shows while a part of it is hidden.
+    """
+
+    kept: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+    shown: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+
+
 class Held:
     """A parameter and the part of it that may move.
 
@@ -29,8 +43,8 @@ class Held:
     Args:
         parameter: The live parameter.
         mask: Booleans of its shape, true where it may move.
-        copies: Parameter to the copy in which it is remembered. Several masks of one parameter, of
-            which one holds at a time, can share it; a copy is made when one is needed first.
+        copies: Where it is remembered, and what it shows where a part is hidden. Each is made when
+            it is needed first.
 
     Raises:
         InputError: The parameter is not laid out in one piece of memory.
@@ -40,7 +54,7 @@ class Held:
         self,
         parameter: nn.Parameter,
         mask: Tensor,
-        copies: dict[nn.Parameter, Tensor] | None = None,
+        copies: Copies | None = None,
     ) -> None:
         if not parameter.is_contiguous():
             raise InputError(
@@ -53,8 +67,9 @@ class Held:
         self._parameter = parameter
         self._places = (~flat).nonzero()[:, 0] if few else None
         self._inside = None if few else flat.view(torch.int8).neg()  # -1: all bits are ones
-        self._copies = {} if copies is None else copies
+        self._copies = Copies() if copies is None else copies
         self._outside: Tensor | None = None
+        self._hidden: Tensor | None = None
 
     def remember(self) -> None:
         """What is outside now is what `restore` puts back."""
@@ -62,9 +77,7 @@ class Held:
         if self._places is not None:
             self._outside = values[self._places]
             return
-        if self._parameter not in self._copies:
-            self._copies[self._parameter] = torch.empty_like(self._parameter, requires_grad=False)
-        self._outside = _bits(self._copies[self._parameter])
+        self._outside = _bits(self._copy(self._copies.kept))
         self._outside.copy_(values)
 
     def restore(self) -> None:
@@ -76,6 +89,30 @@ class Held:
             return
         for value, inside, kept in pieces(values, self._inside, self._outside):
             value.bitwise_xor_(kept).bitwise_and_(inside).bitwise_xor_(kept)
+
+    def hide(self) -> None:
+        """Let the parameter be zero outside until `show`; nobody may change it meanwhile.
+
+        Where places are not listed it shows a copy, which costs less than zeros that are written
+        into it and put back. `remember` comes first, and `show` not before the backward pass ended.
+        """
+        self.show()
+        self._hidden = self._parameter.data
+        if self._places is not None:
+            self.clear()
+            return
+        shown = self._copy(self._copies.shown)
+        for value, inside, zeroed in pieces(_bits(self._hidden), self._inside, _bits(shown)):
+            torch.bitwise_and(value, inside, out=zeroed)
+        self._parameter.data = shown
+
+    def show(self) -> None:
+        """End what `hide` began; where nothing is hidden, nothing happens."""
+        if self._hidden is None:
+            return
+        self._parameter.data, self._hidden = self._hidden, None
+        if self._places is not None:
+            self.restore()
 
     def changed(self) -> bool:
         """Whether any bit outside differs from what was remembered."""
@@ -96,6 +133,11 @@ class Held:
             return
         for value, inside in pieces(values, self._inside):
             value.bitwise_and_(inside)
+
+    def _copy(self, copies: dict[nn.Parameter, Tensor]) -> Tensor:
+        if self._parameter not in copies:
+            copies[self._parameter] = torch.empty_like(self._parameter, requires_grad=False)
+        return copies[self._parameter]
 
 
 def pieces(*tensors: Tensor | None) -> Iterator[tuple[Tensor, ...]]:

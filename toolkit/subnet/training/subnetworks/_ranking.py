@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from subnet.errors import DivergedError, InputError
 from subnet.subnetwork import top_k
 from subnet.subnetwork._bits import Bits, count, unpack
-from subnet.training.subnetworks._holding import Held, pieces
+from subnet.training.subnetworks._holding import Copies, Held, pieces
 
 
 class Rule(Protocol):
@@ -38,8 +38,9 @@ class Ranking:
         rule: How they are averaged, and when the mask is found anew.
         targets: The weights, sorted by name.
         size: k.
-        copies: Where their values are kept while a mask holds; several rankings of which one holds
-            at a time can share it. None where they need not be put back.
+        copies: Where their values are kept while a mask holds, and shown while a part is hidden;
+            several rankings of which one holds at a time can share it. None where they need not be
+            put back.
         start: The first mask; the first step's gradients decide otherwise.
 
     Attributes:
@@ -56,7 +57,7 @@ class Ranking:
         rule: Rule,
         targets: Mapping[str, nn.Parameter],
         size: int,
-        copies: dict[nn.Parameter, Tensor] | None,
+        copies: Copies | None,
         start: dict[str, Bits] | None = None,
     ) -> None:
         self._rule, self._targets, self.size, self._copies = rule, targets, size, copies
@@ -108,9 +109,9 @@ class Ranking:
         self.bits, self.held = bits, {}
         with torch.no_grad():
             for name, parameter in self._targets.items():
-                mask = torch.from_numpy(unpack(bits[name], tuple(parameter.shape)))
-                if bool(mask.all()):
+                if count(bits[name]) == parameter.numel():
                     continue
+                mask = torch.from_numpy(unpack(bits[name], tuple(parameter.shape)))
                 held = Held(parameter, mask.to(parameter.device), self._copies)
                 if self._copies is not None:
                     held.remember()

@@ -21,7 +21,7 @@ from subnet.errors import InputError
 from subnet.subnetwork import Subnetwork
 from subnet.subnetwork._bits import pack, unpack
 from subnet.training._callbacks import EvenTrainer
-from subnet.training.subnetworks._holding import Held
+from subnet.training.subnetworks._holding import Copies, Held
 from subnet.training.subnetworks._ranking import Ranking
 from subnet.training.subnetworks._ranking_files import load_rankings, save_rankings
 from subnet.training.subnetworks._targets import base_names, has_lora, masks_of, matching
@@ -80,8 +80,8 @@ class DynamicMask(TrainerCallback):  # type: ignore[misc]
     meanwhile. Gradients outside are cleared before they are clipped. All processes find the same
     mask, for scores are of the gradients that they share.
 
-    Costs beside masked training: one float32 score per weight (with `languages`, of each), and the
-    selection.
+    Costs beside masked training: one float32 score per weight (with `languages`, of each), the
+    selection, and with `forward` one more copy of the parameters.
 
     Args:
         settings: How the mask is found.
@@ -90,8 +90,9 @@ class DynamicMask(TrainerCallback):  # type: ignore[misc]
         languages: The language of each optimizer step; each then has a mask of its own, found by
             its own steps.
         forward: Whether the forward pass sees zeros outside the mask (θ·m) while training, from the
-            first mask on. Between steps the whole model is there. Importance is of the weights as
-            they are, by gradients at θ·m, so that what is outside can come in.
+            first mask on. For it and the backward pass `parameter.data` may be another tensor; at
+            the optimizer's step and between steps the whole model is there. Importance is of the
+            weights as they are, by gradients at θ·m, so that what is outside can come in.
 
     Raises:
         InputError: A pattern matches nothing, or no weight would be selected.
@@ -119,7 +120,7 @@ class DynamicMask(TrainerCallback):  # type: ignore[misc]
         self._names: dict[str, str] = {}
         self._rankings: dict[str, Ranking] = {}
         self._union: dict[str, Held] | None = None
-        self._cleared = False
+        self._unseen = self._stepping = False
         self._plain = True
         if languages is not None:
             self.tell(languages)
@@ -265,7 +266,7 @@ class DynamicMask(TrainerCallback):  # type: ignore[misc]
         self._names = base_names(model)
         for name, parameter in live.items():
             parameter.requires_grad_(name in names or name in whole)
-        copies: dict[nn.Parameter, Tensor] | None = None if self._episodes else {}
+        copies = None if self._episodes else Copies()
         self._rankings = {}
         for language in dict.fromkeys(self._languages or ("",)):
             masks = given.get(language, {})
@@ -279,7 +280,9 @@ class DynamicMask(TrainerCallback):  # type: ignore[misc]
         """Let go of the model; what the forward pass was not to see is back."""
         if self._model is None:
             return
-        self._restore()
+        self._show()
+        if self._stepping:  # else nothing outside has moved since it was remembered
+            self._restore()
         for name, parameter in self._model.named_parameters():
             parameter.requires_grad_(self._required[name])
         for ranking in self._rankings.values():
@@ -298,8 +301,8 @@ class DynamicMask(TrainerCallback):  # type: ignore[misc]
         Args:
             step: Optimizer steps that are done.
         """
-        if self._cleared:
-            self._restore()
+        self._unseen = False
+        self._show()
         gradients = {
             name: parameter.grad
             for name, parameter in self._targets.items()
@@ -349,27 +352,28 @@ class DynamicMask(TrainerCallback):  # type: ignore[misc]
         """Which mask holds in this step, and what its forward pass sees."""
         if self._episodes:
             return
+        if self._languages is not None:
+            self._now = self._languages[state.global_step]
+        self._unseen = True
+        held = self._rankings[self._now].held.values()
         with torch.no_grad():
-            if self._languages is not None:
-                self._now = self._languages[state.global_step]
-                for held in self._rankings[self._now].held.values():
-                    held.remember()
-            if self.forward:
-                self._cleared = True
-                for held in self._rankings[self._now].held.values():
-                    held.clear()
+            for each in held if self._languages is not None else ():
+                each.remember()
+            for each in held if self.forward else ():
+                each.hide()
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         """Without its trainer the mask would see no gradients, and hold nothing."""
         if self._episodes:
             if self._union is None:
                 self._hold_union()
-        elif not self._rankings[self._now].bits:
+        elif self._unseen:
             raise InputError(
                 "the dynamic mask has seen no gradients",
                 expected="the trainer that shows them to it",
                 fix="train with fit_masked(..., mask=mask), or a trainer of mask.prepare()",
             )
+        self._stepping = True
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         """Put back what is outside."""
@@ -389,14 +393,20 @@ class DynamicMask(TrainerCallback):  # type: ignore[misc]
     def _described(self) -> dict[str, Any]:
         return {**asdict(self.settings), "forward": self.forward}
 
+    def _show(self) -> None:
+        """End what the forward pass was not to see."""
+        ranking = self._rankings.get(self._now)  # none yet before the first step
+        with torch.no_grad():
+            for held in ranking.held.values() if ranking is not None else ():
+                held.show()
+
     def _restore(self) -> None:
         """Put back what is outside the mask that holds, or outside all where episodes are taken."""
-        ranking = self._rankings.get(self._now)  # none yet before the first step
-        held = ranking.held if ranking is not None else {}
+        held = self._rankings[self._now].held if not self._episodes else self._union or {}
         with torch.no_grad():
-            for each in (self._union or {} if self._episodes else held).values():
+            for each in held.values():
                 each.restore()
-        self._cleared = False
+        self._stepping = False
 
     def _hold_union(self) -> None:
         """Between episodes only what some language's mask selects may move."""

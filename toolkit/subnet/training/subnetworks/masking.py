@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from subnet.errors import InputError, NotComparableError
 from subnet.model.units import Sharing
 from subnet.subnetwork import Subnetwork
-from subnet.training.subnetworks._holding import Held
+from subnet.training.subnetworks._holding import Copies, Held
 from subnet.training.subnetworks._targets import Mask, base_names, has_lora, masks_of, matching
 
 #: What becomes of parameters that no mask covers.
@@ -132,7 +132,7 @@ class MaskedUpdates(TrainerCallback):  # type: ignore[misc]
             free = name in kept or (self._others == "trained" and name not in covered)
             if not (name in moving or free):
                 value.requires_grad_(False)
-        copies: dict[nn.Parameter, Tensor] = {}
+        copies = Copies()
         with torch.no_grad():
             self._held = {
                 language: self._holding(live, found, moving, copies)
@@ -205,7 +205,7 @@ class MaskedUpdates(TrainerCallback):  # type: ignore[misc]
         live: Mapping[str, nn.Parameter],
         masks: Mapping[str, Tensor],
         names: Iterable[str],
-        copies: dict[nn.Parameter, Tensor],
+        copies: Copies,
     ) -> dict[str, Held]:
         """What holds each parameter; of one that the mask does not cover, all is outside."""
         found: dict[str, Held] = {}
