@@ -3,7 +3,7 @@
     python benchmarks/training.py            # minutes
     python benchmarks/training.py --quick    # a small model, seconds
     python benchmarks/training.py --optimizer adamw_torch
-    python benchmarks/training.py --batch 64   # more tokens a step
+    python benchmarks/training.py --batch 32   # half as many tokens a step
 
 All ways train the same encoder on the same batches for the same number of steps, one after another
 in each round, in an order that is drawn anew for every round, all in one process. A ratio is that
@@ -67,7 +67,7 @@ class Sizes:
     rounds: int
 
 
-FULL = Sizes(width=256, layers=2, vocabulary=4000, tokens=32, batch=32, steps=20, rounds=7)
+FULL = Sizes(width=256, layers=2, vocabulary=4000, tokens=32, batch=64, steps=20, rounds=7)
 QUICK = Sizes(width=64, layers=2, vocabulary=500, tokens=16, batch=16, steps=20, rounds=3)
 
 
