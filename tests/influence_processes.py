@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 
 import influence_oracles as oracles
@@ -57,15 +58,33 @@ _LATE = (
 )
 
 
-def fill_store(folder: str) -> None:
-    """Fifty shards, each flushed to the disk."""
+def fill_store(folder: str, killed_at: int | None = None) -> None:
+    """Fifty shards, each flushed to the disk; killed while the library writes one of them."""
     torch.set_num_threads(1)
+    if killed_at is not None:
+        kill_while_writing(f"{killed_at:06d}.safetensors")
     model = makers.make("bert").float()
     rows = oracles.rows_of("bert", [2 + i % 5 for i in range(200)], 1, "ab")
     store_gradients(
         model, rows, folder, role="training", collate_fn=makers.collate_for("bert"), batch_size=4,
         shard_size=1, dtype="float16",
     )  # fmt: skip
+
+
+def kill_while_writing(name: str) -> None:
+    """Kill this process with a file half-written beside the one that safetensors was asked for.
+
+    That is how safetensors writes: `.tmpXXXXXX` in the same directory, then renamed.
+    """
+    write = safetensors.torch.save_file
+
+    def killed(tensors: Any, path: Any, *rest: Any, **more: Any) -> None:
+        if name in str(path):
+            Path(path).with_name(".tmpAbCdEf").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(tensors, path, *rest, **more)
+
+    safetensors.torch.save_file = killed
 
 
 def cases(folder: str) -> tuple[dict[str, Any], dict[str, int]]:

@@ -95,9 +95,45 @@ def test_a_file_appears_only_when_it_is_complete(tmp_path):
     with _files.new_file(target) as building:
         building.write_text("new")
     assert (target.read_text(), entries(tmp_path)) == ("new", ["f.txt"])
-    umask = os.umask(0)
-    os.umask(umask)
-    assert target.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+@pytest.mark.parametrize("place", ["file", "directory"])
+def test_others_may_read_what_a_library_gives_to_its_owner_only(tmp_path, place, umask):
+    before = os.umask(umask)
+    try:
+        if place == "file":
+            with _files.new_file(tmp_path / "f") as building:
+                building.unlink()  # as safetensors renames a file of its own to this place
+                building.touch(0o600)
+        else:
+            with _files.new_directory(tmp_path / "out") as building:
+                (building / "in").mkdir()
+                (building / "in" / "f").touch(0o600)
+                (building / "in" / "program").touch(0o700)
+                (building / "in" / "link").symlink_to("nowhere")
+        modes = {
+            str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777
+            for path in tmp_path.rglob("*")
+            if not path.is_symlink()
+        }
+    finally:
+        os.umask(before)
+    file, folder = 0o666 & ~umask, 0o777 & ~umask
+    assert modes == (
+        {"f": file}
+        if place == "file"
+        else {"out": folder, "out/in": folder, "out/in/f": file, "out/in/program": file | 0o700}
+    )
+
+
+def test_what_a_library_leaves_beside_its_file_is_in_a_directory_that_goes(tmp_path):
+    with _files.new_file(tmp_path / "f.txt") as building:
+        building.write_text("new")
+        building.with_name(".tmpAbCdEf").write_text("half")
+        # What a killed process leaves is known by the name of the file.
+        assert [name[:7] for name in entries(tmp_path)] == [".f.txt-"]
+    assert entries(tmp_path) == ["f.txt"]
 
 
 def test_sha256_is_that_of_the_standard(tmp_path):

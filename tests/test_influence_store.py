@@ -64,7 +64,12 @@ def counting(monkeypatch):
 
 
 def hashes(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    """Hash of every file, also of those in what a killed run was writing."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("method", ["tracin", "cosine", "final"])
@@ -301,8 +306,8 @@ def test_a_projected_store_takes_k_squared_numbers_per_module(tmp_path):
     }  # fmt: skip
 
 
-def start(folder):
-    process = workers().Process(target=fill_store, args=(str(folder),))
+def start(folder, **more):
+    process = workers().Process(target=fill_store, args=(str(folder),), kwargs=more)
     process.start()
     return process
 
@@ -318,12 +323,12 @@ def test_killed_five_times_it_ends_with_the_same_bytes(tmp_path):
     expected = hashes(whole)
     assert len(expected) == 52
     draw = random.Random(0)
-    counts = []
-    for step in sorted(draw.sample(range(1, 46), 5)):
+    count = 0
+    for _ in range(5):
         process = start(broken)
-        # At a moment of its own: after so many files, and a little more.
-        deadline = time.monotonic() + 120
-        while len(list(broken.glob("c*.safetensors"))) < step:
+        # At a moment of its own: after so many files more, and a little.
+        wanted, deadline = count + draw.randrange(1, 6), time.monotonic() + 120
+        while len(list(broken.glob("c*.safetensors"))) < wanted:
             assert time.monotonic() < deadline
             assert process.is_alive()
             time.sleep(0.0005)
@@ -332,19 +337,31 @@ def test_killed_five_times_it_ends_with_the_same_bytes(tmp_path):
         process.join()
         assert process.exitcode == -signal.SIGKILL
         there = hashes(broken)
+        # Whatever has its name is whole; every run goes on where the one before had stopped.
         shards = {name for name in there if name.startswith("checkpoint")}
-        # Whatever has its name is whole.
         assert all(there[name] == expected[name] for name in shards)
-        counts.append(len(shards))
-    assert counts == sorted(set(counts))  # every run went on where the one before had stopped
-    assert counts[-1] < 50
+        assert wanted <= len(shards) < 50
+        count = len(shards)
     store = GradientStore.open(broken)
     with pytest.raises(MissingInputError, match=r"\d+ of 50 shards are not there.*run again"):
         store.score(store)
-    # A half-written file, as a kill at the worst moment leaves it.
-    (broken / ".checkpoint-000-shard-000049.safetensors-abc").write_bytes(b"half")
     finish(start(broken))
     assert hashes(broken) == expected
+    assert not [path for path in broken.iterdir() if path.is_dir()]
+
+
+def test_killed_within_the_library_that_writes_it_ends_with_the_same_bytes(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(start(whole))
+    process = start(broken, killed_at=3)
+    process.join(timeout=120)
+    assert process.exitcode == -signal.SIGKILL
+    (half,) = (path for path in broken.rglob("*") if path.name == ".tmpAbCdEf")
+    assert half.parent.parent == broken  # in a directory of its own, whose name says what it is
+    assert half.parent.name.startswith(".checkpoint-000-shard-000003.safetensors-")
+    finish(start(broken))
+    assert hashes(broken) == hashes(whole)
+    assert not [path for path in broken.iterdir() if path.is_dir()]
 
 
 def made(tmp_path, **more):

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -64,6 +65,7 @@ def new_directory(
         raise _cannot_write(target, error) from error
     try:
         yield building
+        _open_to_readers(building)
         aside = None
         if target.exists():
             aside = building.with_name(building.name + "-old")
@@ -139,23 +141,27 @@ def _check_output(target: Path, overwrite: bool, outside: Iterable[Path]) -> Non
 
 @contextlib.contextmanager
 def new_file(target: str | Path) -> Iterator[Path]:
-    """Write one file that appears under its name only when it is complete."""
+    """Write one file that appears under its name only when it is complete.
+
+    It is written in a directory of its own, `.<name>-<eight letters>` beside its final place: what
+    a library puts beside the file that it writes is in there too, and goes with it.
+    """
     target = Path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-        os.close(handle)
-        building = Path(name)
-        building.chmod(0o666 & ~_umask())
+        around = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        building = around / target.name
+        building.touch()
     except OSError as error:
         raise _cannot_write(target, error) from error
     try:
         yield building
+        building.chmod(0o666 & ~_umask())
         building.replace(target)
     except OSError as error:
         raise _cannot_write(target, error) from error
     finally:
-        building.unlink(missing_ok=True)
+        shutil.rmtree(around, ignore_errors=True)
 
 
 def sha256(path: str | Path) -> str:
@@ -423,6 +429,17 @@ def _cannot_write(target: Path, error: OSError) -> OutputError:
         path=target,
         fix="choose another place to write to",
     )
+
+
+def _open_to_readers(directory: Path) -> None:
+    """Give files the permissions of any new file; safetensors gives its own to the owner only."""
+    usual = 0o666 & ~_umask()
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            file = Path(folder, name)
+            mode = file.lstat().st_mode
+            if stat.S_ISREG(mode) and usual & ~mode:
+                file.chmod(stat.S_IMODE(mode) | usual)
 
 
 def _umask() -> int:

@@ -200,7 +200,7 @@ def _remove_unfinished(path: Path) -> None:
     starts = tuple(f".{name}-" for name in names)
     for entry in path.iterdir():
         if entry.name.startswith(starts):
-            entry.unlink(missing_ok=True)
+            shutil.rmtree(entry)
 
 
 def _check_space(path: Path, header: Header, missing: Sequence[Shard]) -> None:
