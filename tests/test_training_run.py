@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -379,12 +380,21 @@ def test_it_goes_on_within_a_stage_too(tmp_path):
     assert digests(tmp_path / "stopped") == digests(tmp_path / "whole")
 
 
+def paths_in(directory):
+    """What lies in a directory that somebody else is writing."""
+    return {path for path, *_ in os.walk(directory)} | {
+        f"{path}/{name}" for path, _, names in os.walk(directory) for name in names
+    }
+
+
 @pytest.mark.slow
 def test_killed_five_times_it_ends_with_the_same_bytes(tmp_path):
-    file = tmp_path / "run.toml"
-    config = small_config(languages=["de", "fr", "ru"], training={"steps": 40})
+    file, target = tmp_path / "run.toml", tmp_path / "killed"
+    config = small_config(
+        languages=["de", "fr", "ru"], training={"steps": 200}, output={"save_every": 10}
+    )
     lines = [f"languages = {json.dumps(['de', 'fr', 'ru'])}"]
-    for name in ("data", "model", "base", "adaptation", "training"):
+    for name in ("data", "model", "base", "adaptation", "training", "output"):
         lines.append(f"[{name}]")
         lines += [
             f"{key} = {json.dumps(value)}"
@@ -393,21 +403,23 @@ def test_killed_five_times_it_ends_with_the_same_bytes(tmp_path):
     file.write_text("\n".join(lines), encoding="utf-8")
     assert read_config(file) == config
     command = [sys.executable, "-m", "subnet_cli", "train", str(file), "--quiet", "--out"]
-    began = time.monotonic()
     subprocess.run([*command, str(tmp_path / "whole")], check=True, timeout=300)
-    whole = time.monotonic() - began
-    rng, killed = random.Random(0), 0
+    draw = random.Random(0)
     for _ in range(5):
-        process = subprocess.Popen([*command, str(tmp_path / "killed")])
-        try:
-            process.wait(timeout=rng.uniform(0.3, 0.9) * whole)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            killed += process.wait() == -signal.SIGKILL
-    subprocess.run([*command, str(tmp_path / "killed")], check=True, timeout=300)
-    assert killed >= 3
-    left = digests(tmp_path / "killed")
-    assert left == digests(tmp_path / "whole")
+        # At a moment of its own: after so many files and folders that were never there, and more.
+        before, wanted, deadline = paths_in(target), draw.randrange(1, 60), time.monotonic() + 120
+        seen = set(before)
+        with subprocess.Popen([*command, str(target)]) as process:
+            while len(seen) < len(before) + wanted:
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                seen |= paths_in(target)
+            time.sleep(draw.random() * 0.05)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+    subprocess.run([*command, str(target)], check=True, timeout=300)
+    assert digests(target) == digests(tmp_path / "whole")
+    assert not list(target.rglob(".*"))
 
 
 def test_two_processes_give_the_result_of_one(tmp_path):
