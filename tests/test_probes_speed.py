@@ -1,5 +1,7 @@
 """What makes probes fast changes no result: scikit-learn's fits in a loop are the oracle."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -70,6 +72,68 @@ def test_classes_that_a_fit_has_not_seen_are_out_of_its_question():
             probabilities[:, seen], by_scikit_learn(x[:60], own, x[60:], 0.1), atol=5e-5
         )
         assert (np.delete(probabilities, seen, axis=1) == 0).all()
+
+
+def data_of(kind, seed, k):
+    """90 examples in 90 units, or fewer; 60 of them are fitted."""
+    rng = np.random.default_rng(100 + seed)
+    if kind == "repeated":  # twenty examples three times each, under unlike labels
+        x, y = examples(50, 90, k, seed=seed)
+        y = np.concatenate([rng.permutation(np.arange(60) % k), y[20:]])
+        return np.concatenate([np.repeat(x[:20], 3, axis=0), x[20:]]), y
+    if kind == "of rank 6":
+        x = rng.normal(size=(90, 6)) @ rng.normal(size=(6, 90)) * rng.uniform(0.1, 30, 90)
+        return x, np.arange(90) % k
+    x, y = examples(90, 40 if kind == "narrow" else 90, k, seed=seed)
+    return (x + 300 if kind == "far from 0" else x), y
+
+
+def loss_of(z, y, weights, bias, c):
+    """Sum of −log p and ‖W‖² / 2C, of two classes that of the difference of their weights."""
+    if len(bias) == 1:  # as scikit-learn has two classes
+        weights, bias = np.concatenate([0 * weights, weights]), np.append(0, bias)
+    logits = z @ weights.T + bias
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    if len(bias) == 2:
+        weights = weights[1] - weights[0]
+    return -log_p[np.arange(len(y)), y].sum() + (weights**2).sum() / (2 * c)
+
+
+def weights_of(made, y, k, c, tol):
+    """[k, units] and [k] of a fit, read off its logits at 0 and at each unit of a design."""
+    at = np.concatenate([np.zeros((1, made.z.shape[1])), np.eye(made.z.shape[1])])
+    asked = type(made)(made.z, at.astype(made.z.dtype))
+    with np.errstate(all="ignore"):
+        found = fit_logistic(asked, y[None], k, c, tol=tol, max_iter=1000)
+    logits = found.logits[0].astype(float)
+    return (logits[1:] - logits[0]).T, logits[0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("standardize", [True, False])
+@pytest.mark.parametrize("kind", ["full", "narrow", "far from 0", "repeated", "of rank 6"])
+def test_no_fit_goes_astray_where_scikit_learns_does_not(kind, standardize, dtype):
+    refused = 0
+    for seed, k, c, tol in itertools.product(range(4), (2, 4), (10.0, 0.1), (1e-3, 1e-6)):
+        x, y = data_of(kind, seed, k)
+        y = np.random.default_rng(1).permutation(y[:60]) if seed % 2 else y[:60]
+        made = design(x[:60].astype(dtype), x[:1].astype(dtype), standardize=standardize)
+        z = made.z.astype(float)
+
+        def theirs(z, tol, y=y, c=c):
+            model = LogisticRegression(C=c, tol=tol, max_iter=20000).fit(z, y)
+            return model.coef_.astype(float), model.intercept_.astype(float)
+
+        try:
+            ours = loss_of(z, y, *weights_of(made, y, k, c, tol), c)
+        except IllConditionedError:
+            refused += 1
+            continue
+        least = loss_of(z, y, *theirs(z, 1e-9), c)
+        most = loss_of(z, y, *theirs(made.z, tol), c)
+        assert ours - least <= max(2 * (most - least), 0.01), (seed, k, c, tol)
+    # What is refused is fitted in double precision, or by scikit-learn, which takes longer.
+    assert refused <= (16 if (kind, standardize, dtype) == ("of rank 6", False, np.float32) else 2)
 
 
 @pytest.mark.parametrize("d", [30, 300])
@@ -200,6 +264,18 @@ def test_a_penalty_too_weak_for_single_precision_is_left_to_scikit_learn():
         fit_logistic(design(x, x, standardize=True), y[None], 2, 1e12, tol=1e-3, max_iter=50)
     found = answers(Probe(C=1e12, max_iter=50), x, y[None], x, 2)
     assert (found.predicted[0] == Probe(C=1e12, max_iter=50).fit(x, y).predict(x)).all()
+
+
+def test_what_is_too_coarse_in_single_precision_is_fitted_in_double(monkeypatch):
+    x, y = data_of("of rank 6", 0, 4)
+    x = x.astype(np.float32)
+    with pytest.raises(IllConditionedError):
+        fit_logistic(design(x, x, standardize=False), y[None], 4, 10.0, tol=1e-3, max_iter=50)
+    monkeypatch.setattr(fitting, "_one_by_one", lambda *_: pytest.fail("was not fitted together"))
+    probe = Probe(C=10.0, tol=1e-6, standardize=False)
+    found = answers(probe, x, y[None], x, 4, probabilities=True)
+    expected = by_scikit_learn(x, y, x, 10.0, standardize=False)
+    np.testing.assert_allclose(found.probabilities[0], expected, atol=1e-4)
 
 
 def test_one_label_or_nothing_to_test_needs_no_fit():

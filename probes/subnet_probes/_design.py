@@ -12,8 +12,12 @@ from scipy.linalg import lapack
 Floats = NDArray[np.floating[Any]]
 
 
+#: Largest condition number, in units of the type's precision, whose inverse is still one.
+_ILL = 2e-3
+
+
 class IllConditionedError(Exception):
-    """A penalty too weak for the numbers of the type: another solver must do it."""
+    """A penalty too weak for the numbers of the type: a longer one or another solver must do it."""
 
 
 class Design(ABC):
@@ -74,7 +78,9 @@ class Design(ABC):
         invert = lapack.spotri if matrix.dtype == np.float32 else lapack.dpotri
         # Symmetric, so its transpose is it, in the order of columns that LAPACK works in.
         factor, failed = factorise(matrix.T, overwrite_a=True)
-        if failed or not np.isfinite(factor[-1, -1]):
+        scales = np.square(factor[diagonal])
+        precision = np.finfo(matrix.dtype).eps
+        if failed or not precision * scales.max() <= _ILL * scales.min():
             raise IllConditionedError
         triangle, _ = invert(factor, overwrite_c=True)
         inverse = triangle + triangle.T
@@ -122,8 +128,13 @@ class Kernel(Design):
         self.test_product = test @ z.T
 
     def gradient(self, residuals: Floats, u: Floats) -> Floats:
-        """Coefficients r + penalty · u, whose weights are the gradient."""
-        return np.asarray(residuals + self.penalty * u)
+        """Coefficients r + penalty · u, whose weights are the gradient, less their mean.
+
+        G does not see a mean, as the examples have none themselves. Left in, it would grow with
+        every step longer than 1, unseen, until its rounding ruled the steps.
+        """
+        found = residuals + self.penalty * u
+        return np.asarray(found - found.mean(axis=-1, keepdims=True))
 
     def step(self, q: Floats) -> tuple[Floats, Floats]:
         """M q and G M q, without a product: curvature · G M q + penalty · M q = q."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,27 +81,29 @@ def answers(
 def _together(
     probes: list[Any], x: NDArray[Any], targets: Codes, test: NDArray[Any], k: int, wanted: bool
 ) -> Answers | None:
-    """All fits in lock-step; None where the probes or the numbers do not allow it."""
+    """All fits in lock-step; None where the probes or the numbers do not allow it.
+
+    What rounds too coarsely in single precision is fitted in double.
+    """
     first = probes[0]
     if not all(_alike(probe, first) for probe in probes):
         return None
-    try:
-        with np.errstate(all="ignore"):
+    for dtype in dict.fromkeys((x.dtype, np.dtype(np.float64))):
+        with contextlib.suppress(IllConditionedError), np.errstate(all="ignore"):
             found = fit_logistic(
-                design(x, test, standardize=first.standardize),
+                design(x.astype(dtype, copy=False), test, standardize=first.standardize),
                 targets,
                 k,
                 [probe.C for probe in probes],
                 tol=first.tol,
                 max_iter=first.max_iter,
             )
-    except IllConditionedError:
-        return None
-    return Answers(
-        found.predicted,
-        int((found.n_iter >= first.max_iter).sum()),
-        found.probabilities if wanted else None,
-    )
+            return Answers(
+                found.predicted,
+                int((found.n_iter >= first.max_iter).sum()),
+                found.probabilities if wanted else None,
+            )
+    return None
 
 
 def _alike(probe: Any, first: Any) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from subnet_probes._design import Design, Floats
+from subnet_probes._design import Design, Floats, IllConditionedError
 
 #: Pairs of changes that L-BFGS remembers.
 _MEMORY = 5
@@ -74,7 +74,8 @@ def fit_logistic(
         max_iter: Most steps.
 
     Raises:
-        IllConditionedError: The penalty is too weak for the type of the numbers.
+        IllConditionedError: The penalty is too weak for the type of the numbers, or rounding has
+            come to rule the steps.
     """
     dtype = design.z.dtype
     targets = (labels[:, None, :] == np.arange(n_classes)[:, None]).astype(dtype)  # [p, k, m]
@@ -110,13 +111,19 @@ class _State:
         self.residuals = _softmax(self.logits) - targets
 
     def descend(self, tol: float, max_iter: int) -> None:
-        """Take steps until no fit has more than `tol` nats to gain."""
+        """Take steps until no fit has more than `tol` nats to gain.
+
+        Raises:
+            IllConditionedError: What is left to gain is no number, or less than nothing.
+        """
         pairs: list[tuple[Floats, ...]] = []
         running = np.ones(len(self.u), dtype=bool)
         g, g_bias = self._gradient()
         while True:
             d, dual, d_bias = self._direction(g, g_bias, pairs)
             decrement = -_dot(g, dual) - _dot(g_bias, d_bias)
+            if not (decrement >= -2 * tol)[running].all():
+                raise IllConditionedError
             running &= (decrement > 2 * tol) & (self.n_iter < max_iter)
             if not running.any():
                 return
@@ -134,7 +141,7 @@ class _State:
             g, g_bias = self._gradient()
             y, y_bias = g - before, g_bias - before_bias
             curved = _dot(y, s_dual) + _dot(y_bias, s_bias)
-            usable = curved > 0
+            usable = curved > np.finfo(curved.dtype).tiny
             rho = np.where(usable, 1 / np.where(usable, curved, 1), 0).astype(t.dtype)
             pairs = [*pairs[-_MEMORY + 1 :], (s, s_dual, s_bias, y, y_bias, rho)]
 

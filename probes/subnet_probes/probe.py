@@ -85,7 +85,8 @@ class Probe(ClassifierMixin, _Linear):  # type: ignore[misc]  # scikit-learn has
     """Multinomial logistic regression on standardised representations.
 
     Minimises Σᵢ −log p(yᵢ | xᵢ) + ‖W‖² / (2C) by L-BFGS (scikit-learn's `LogisticRegression`), with
-    one fit for all classes. Single precision stays single precision.
+    one fit for all classes. Single precision stays single precision; experiments take double where
+    the penalty is too weak for single.
 
     Args:
         C: Inverse strength of the penalty, against the *sum* of the losses, so that it weighs less
