@@ -46,6 +46,10 @@ def workers() -> Any:
         del os.environ["PYTHONPATH"]
         if before is not None:
             os.environ["PYTHONPATH"] = before
+    # The first process waits until all is imported: not the one whose port has been found free.
+    first = context.Process(target=int)
+    first.start()
+    first.join()
     return context
 
 
@@ -242,9 +246,9 @@ def disagree(folder: str) -> None:
 
 def together(function: str, *arguments: str, timeout: float = 120, n: int = 2) -> list[int | None]:
     """Run a function here in n processes, as a launcher would start them; their exit codes."""
-    port = free_port()
+    context, port = workers(), free_port()
     processes = [
-        workers().Process(target=_launched, args=(rank, n, port, function, arguments))
+        context.Process(target=_launched, args=(rank, n, port, function, arguments))
         for rank in range(n)
     ]
     for process in processes:

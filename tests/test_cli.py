@@ -8,7 +8,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -191,21 +190,40 @@ def test_help_of_each_command_ends_with_an_example(subnet, command):
     assert f"subnet {command}" in out.split("Example")[-1]
 
 
-@pytest.mark.parametrize("moment", [2.0, 4.0, 6.0])
-def test_an_interrupted_run_leaves_nothing_and_exits_with_130(arc, moment):
-    # A shell that runs the tests in its background has them ignore Ctrl-C, and we inherit that.
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import subnet_cli; subnet_cli.main()"
-    )
+INTERRUPTED = """
+import importlib, signal, sys
+import subnet_cli
+# A shell that runs the tests in its background has them ignore Ctrl-C, and we inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+room, name = sys.argv.pop(1), sys.argv.pop(1)
+room = importlib.import_module(room)
+function = getattr(room, name)
+def told(*arguments, **named):
+    print("here", flush=True)
+    return function(*arguments, **named)
+setattr(room, name, told)
+subnet_cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "subnet.checkpoint open_checkpoint",
+        "subnet.analysis.pipeline measure_overlap",
+        "subnet.analysis.pipeline relate",
+    ],
+)
+def test_an_interrupted_run_leaves_nothing_and_exits_with_130(arc, place):
     with subprocess.Popen(
-        [sys.executable, "-c", code, "analyze", "arc", "--permutations", "9999999"],
-        stdout=subprocess.DEVNULL,
+        [sys.executable, "-c", INTERRUPTED, *place.split(), "analyze", "arc",
+         "--permutations", "9999999"],
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-    ) as process:
-        time.sleep(moment)
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "here\n"
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -430,9 +430,10 @@ def test_a_language_that_no_stage_trained_is_left_out_and_said(small, subnet):
 @pytest.mark.parametrize(
     "launcher",
     [
-        ("torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29631"),
+        ("torch.distributed.run", "--nproc_per_node", "2",
+         "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"),
         ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines",
-         "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29632"),
+         "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
     ],
     ids=["torchrun", "accelerate"],
 )  # fmt: skip

@@ -54,9 +54,9 @@ def save_cases(rank: int, n: int, port: int, folder: str) -> None:
 
 def together(folder: str, n: int = 2) -> list[int | None]:
     """Run the cases in n processes, as a launcher would start them; their exit codes."""
-    port = free_port()
+    context, port = workers(), free_port()
     processes = [
-        workers().Process(target=save_cases, args=(rank, n, port, folder)) for rank in range(n)
+        context.Process(target=save_cases, args=(rank, n, port, folder)) for rank in range(n)
     ]
     for process in processes:
         process.start()
