@@ -164,6 +164,12 @@ def new_file(target: str | Path) -> Iterator[Path]:
         shutil.rmtree(around, ignore_errors=True)
 
 
+def remove(path: Path) -> None:
+    """Remove a file or a directory that a killed run left; one that is gone is left at that."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.unlink(missing_ok=True)
+
+
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file's content, as hexadecimal digits."""
     with Path(path).open("rb") as file:

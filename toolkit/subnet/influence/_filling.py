@@ -200,7 +200,7 @@ def _remove_unfinished(path: Path) -> None:
     starts = tuple(f".{name}-" for name in names)
     for entry in path.iterdir():
         if entry.name.startswith(starts):
-            shutil.rmtree(entry)
+            _files.remove(entry)
 
 
 def _check_space(path: Path, header: Header, missing: Sequence[Shard]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,8 +204,7 @@ def _make_ready(
     if state == "begun":
         for path in sorted(target.rglob(".*")):
             if _HALF_DONE.fullmatch(path.name):
-                shutil.rmtree(path, ignore_errors=True)
-                path.unlink(missing_ok=True)
+                _files.remove(path)
         return
     if state == "other":
         replaced.put_aside()
