@@ -127,6 +127,19 @@ def test_others_may_read_what_a_library_gives_to_its_owner_only(tmp_path, place,
     )
 
 
+@pytest.mark.parametrize("new", [_files.new_file, _files.new_directory])
+def test_a_file_system_that_knows_no_permissions_takes_what_is_written(tmp_path, monkeypatch, new):
+    def unknown(*_, **__):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(Path, "chmod", unknown)
+    with new(tmp_path / "out") as building:
+        file = building / "f" if new is _files.new_directory else building
+        file.unlink(missing_ok=True)
+        file.touch(0o600)
+    assert entries(tmp_path) == ["out"]
+
+
 def test_what_a_library_leaves_beside_its_file_is_in_a_directory_that_goes(tmp_path):
     with _files.new_file(tmp_path / "f.txt") as building:
         building.write_text("new")

@@ -60,7 +60,8 @@ def new_directory(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        building.chmod(0o777 & ~_umask())
+        with contextlib.suppress(OSError):  # a file system that knows no permissions
+            building.chmod(0o777 & ~_umask())
     except OSError as error:
         raise _cannot_write(target, error) from error
     try:
@@ -156,7 +157,7 @@ def new_file(target: str | Path) -> Iterator[Path]:
         raise _cannot_write(target, error) from error
     try:
         yield building
-        building.chmod(0o666 & ~_umask())
+        _open_to_readers(around)
         building.replace(target)
     except OSError as error:
         raise _cannot_write(target, error) from error
@@ -438,14 +439,18 @@ def _cannot_write(target: Path, error: OSError) -> OutputError:
 
 
 def _open_to_readers(directory: Path) -> None:
-    """Give files the permissions of any new file; safetensors gives its own to the owner only."""
+    """Give files the permissions of any new file; safetensors gives its own to the owner only.
+
+    A file system that knows no permissions keeps the files as they are.
+    """
     usual = 0o666 & ~_umask()
     for folder, _, names in os.walk(directory):
         for name in names:
             file = Path(folder, name)
             mode = file.lstat().st_mode
             if stat.S_ISREG(mode) and usual & ~mode:
-                file.chmod(stat.S_IMODE(mode) | usual)
+                with contextlib.suppress(OSError):
+                    file.chmod(stat.S_IMODE(mode) | usual)
 
 
 def _umask() -> int:
