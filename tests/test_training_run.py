@@ -414,6 +414,7 @@ def test_killed_five_times_it_ends_with_the_same_bytes(tmp_path):
                 assert time.monotonic() < deadline
                 assert process.poll() is None
                 seen |= paths_in(target)
+                time.sleep(0.002)
             time.sleep(draw.random() * 0.05)
             process.kill()
         assert process.returncode == -signal.SIGKILL

@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from scipy.linalg import lapack
 
 Floats = NDArray[np.floating[Any]]
-
-
-#: Largest condition number, in units of the type's precision, whose inverse is still one.
+#: Largest condition number, times the precision of the type, of a matrix whose inverse is used.
 _ILL = 2e-3
 
 
